@@ -1,0 +1,45 @@
+# Everything runs in .venv, which `setup` makes once; each target sets up what it needs.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# One compile worker: a pool of processes costs memory and start-up, and tests compile small graphs.
+TEST_ENV := TORCHINDUCTOR_COMPILE_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: help setup demo test test-slow bench lint format clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+
+setup: $(STAMP)  ## make .venv and install fxquant and its tools into it
+
+$(STAMP): pyproject.toml constraints-dev.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -e '.[dev,transformers]' -c constraints-dev.txt
+	touch $@
+
+demo: $(STAMP)  ## quantize a trained sentence encoder; print speed, size and quality beside float
+	$(BIN)/python -m demo $(ARGS)
+
+lint: $(STAMP)  ## ruff, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint  ## lint, then all tests that take seconds
+	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow" --durations=15 $(ARGS)
+
+test-slow: $(STAMP)  ## the tests that take longer
+	$(TEST_ENV) $(BIN)/python -m pytest -m slow --timeout 1200 --durations=15 $(ARGS)
+
+bench: $(STAMP)  ## measure against float and oneDNN on this machine
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean:  ## remove .venv and what tools leave behind
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache fxquant-dump

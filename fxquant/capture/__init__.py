@@ -1,0 +1,8 @@
+"""The two doors in: a graph of Dynamo's, or an ExportedProgram, becomes the one canonical graph that passes work on."""
+
+from __future__ import annotations
+
+from fxquant.capture.dynamo import from_dynamo
+from fxquant.capture.export import from_export
+
+__all__ = ["from_dynamo", "from_export"]

@@ -1,0 +1,151 @@
+"""The means by which capture rewrites a graph: new nodes with values, and each product's place in the model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from fxquant.annotation import Note, amend_note, note_of, write_note
+from fxquant.capture.names import best_path, common_path, module_path, owner
+from fxquant.graphs import (
+    VALUE_KEY,
+    add_call,
+    constant_inputs,
+    constant_nodes,
+    mutated_weights,
+    source_line,
+    value_of,
+)
+
+LINEAR = torch.ops.aten.linear.default
+MADE_BY = "capture"
+
+
+@dataclass(frozen=True)
+class ModelPaths:
+    """The model's paths of each weight, by attribute name; `named` if they come from the model itself."""
+
+    paths: Mapping[str, tuple[str, ...]]
+    named: bool
+
+    def site(self, node: Node, weight: Node) -> str:
+        """The module path of the product `node` with the constant expression `weight`."""
+        stack, sources = module_path(node), self._of_matrices(weight)
+        if len(sources) == 1:
+            return best_path(stack, [owner(path) for path in sources[0]], self.named)
+        owners = [owner(paths[0]) for paths in sources]
+        whole = common_path(owners)
+        if any(path == stack or path.startswith(f"{stack}.") for path in owners):
+            return stack
+        return whole if whole.endswith(f".{stack}") or not stack else stack
+
+    def holder(self, node: Node, weight: Node, levels: int) -> str:
+        """The path of the module `levels` above the parameter that `weight` comes from; `node` is made in it."""
+        sources = self._of_matrices(weight)
+        candidates = [".".join(path.split(".")[:-levels]) for paths in sources for path in paths]
+        return best_path(module_path(node), candidates, self.named)
+
+    def _of_matrices(self, weight: Node) -> list[tuple[str, ...]]:
+        sources = [n for n in constant_inputs([weight]) if value_of(n).dim() >= 2] or constant_inputs([weight])
+        return [self.paths[name] for n in sources if (name := str(n.target)) in self.paths]
+
+
+class Editor:
+    """Adds calls to a captured graph in front of a node, in that node's name and under its autocast region."""
+
+    def __init__(self, gm: GraphModule, model: ModelPaths) -> None:
+        self.gm = gm
+        self.model = model
+        self._autocast = _autocast_regions(gm)
+        self._constant_at_first = constant_nodes(gm)
+
+    def constants(self) -> set[Node]:
+        """Constant nodes whose value stays: without the expressions of weights that the graph itself writes to."""
+        constant, written = constant_nodes(self.gm), mutated_weights(self.gm)
+        if not written:
+            return constant
+        return {n for n in constant if written.isdisjoint(constant_inputs([n]))}
+
+    def call(self, like: Node, target: Any, *args: Any, **kwargs: Any) -> Node:
+        """A new call in front of `like`, with its value."""
+        with self.gm.graph.inserting_before(like), self.region(like):
+            return add_call(self.gm.graph, target, args, like=like, made_by=MADE_BY, kwargs=kwargs)
+
+    @contextlib.contextmanager
+    def region(self, node: Node) -> Iterator[None]:
+        """The autocast state that the graph has entered where `node` stands: values are inferred under it."""
+        with contextlib.ExitStack() as stack:
+            for device, dtype, enabled, cache in self._autocast.get(node, ()):
+                stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=cache))
+            yield
+
+    def linear(self, like: Node, x: Node, weight: Node, bias: Node | None = None) -> Node:
+        """The canonical product, named after the owner of the weight."""
+        node = self.call(like, LINEAR, *((x, weight) if bias is None else (x, weight, bias)))
+        amend_note(node, paths=_one(self.model.site(like, weight)))
+        return node
+
+    def replace(self, node: Node, new: Node) -> None:
+        """Let `new` stand for `node`: same users, same value, and what then has no user is erased."""
+        new.meta[VALUE_KEY] = value_of(node)
+        node.replace_all_uses_with(new)
+        self.erase(node)
+
+    def erase(self, node: Node) -> None:
+        """Erase a replaced node, and pure constant expressions (a transposed weight) that only it used."""
+        operands = node.all_input_nodes
+        self.gm.graph.erase_node(node)
+        for operand in operands:
+            if operand in self._constant_at_first and operand.op != "get_attr" and not operand.users:
+                self.erase(operand)
+
+
+def write_first_notes(gm: GraphModule) -> None:
+    """Give each call its module path and its source line."""
+    for node in gm.graph.nodes:
+        if node.op in ("call_function", "call_method", "call_module"):
+            write_note(node, Note(paths=_one(module_path(node)), source=source_line(node)))
+
+
+def give_reason(node: Node, reason: str, path: str = "") -> None:
+    """Write why a product is not in the canonical form."""
+    amend_note(node, reason=reason, paths=_one(path) or note_of(node).paths)
+
+
+def substitute(node: Node, value: Any) -> None:
+    """Put `value` (a node, None, or a tuple of them) wherever `node` is used, and erase `node`."""
+    for user in list(node.users):
+        user.args = map_arg(user.args, lambda n: value if n is node else n)
+        user.kwargs = map_arg(user.kwargs, lambda n: value if n is node else n)
+    node.graph.erase_node(node)
+
+
+def bound_arguments(node: Node, *names: str) -> list[Any]:
+    """The arguments of a call by position, looked up by keyword (`"input|self"`: either) where not positional."""
+    found = list(node.args[: len(names)])
+    missing = (name.split("|") for name in names[len(found) :])
+    return found + [next((node.kwargs[key] for key in keys if key in node.kwargs), None) for keys in missing]
+
+
+def _one(path: str) -> tuple[str, ...]:
+    return (path,) if path else ()
+
+
+def _autocast_regions(gm: GraphModule) -> dict[Node, Sequence[Any]]:
+    regions: dict[Node, Sequence[Any]] = {}
+    entered: dict[Node, Any] = {}
+    for node in gm.graph.nodes:
+        if entered:
+            regions[node] = tuple(entered.values())
+        if node.target is _enter_autocast:
+            entered[node] = bound_arguments(node, "device_type", "dtype", "enabled", "cache_enabled")
+        elif node.target is _exit_autocast:
+            entered.pop(node.args[0], None)  # pyright: ignore[reportArgumentType]
+    return regions

@@ -1,0 +1,122 @@
+"""fxquant.compile and explain: the compile door for those who have the model in hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxquant.backend import QuantizingBackend
+from fxquant.errors import FxQuantError, PatternMatchesNothing
+from fxquant.fallback import Shadow, tensor_names
+from fxquant.report import ModelReport, parameter_facts
+from fxquant.spec import QuantConfig
+from fxquant.weights import process_store
+
+ConfigLike = QuantConfig | str | Mapping[str, Any] | None
+
+
+class CompiledModel(nn.Module):
+    """A quantized, compiled view of a model; the model itself stays as it was, and stays the owner of its weights.
+
+    Call it like the model. Attributes that are not its own are the model's. Made by `fxquant.compile`.
+    """
+
+    def __init__(self, model: nn.Module, config: QuantConfig, **torch_compile_kwargs: Any) -> None:
+        super().__init__()
+        self._orig_mod = model
+        self.training = model.training
+        self.__dict__["_shadow"] = Shadow(model, config, process_store())
+        self.__dict__["_backend"] = QuantizingBackend(config, partial(tensor_names, model))
+        self.__dict__["_compiled"] = torch.compile(self._shadow.root, backend=self._backend, **torch_compile_kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model, quantized. Raises fxquant's own errors as they are, not wrapped in Dynamo's."""
+        self._shadow.sync()
+        try:
+            return self._compiled(*args, **kwargs)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            if isinstance(error.inner_exception, FxQuantError):
+                raise error.inner_exception from None
+            raise
+
+    def train(self, mode: bool = True) -> CompiledModel:
+        """Set the mode of the model, and so of this view."""
+        self._orig_mod.train(mode)
+        self.training = mode
+        return self
+
+    def report(self) -> ModelReport:
+        """What was quantized, how, and what was not and why. It covers the calls made so far."""
+        return ModelReport.of_model(parameter_facts(self._orig_mod), self._backend.reports, self._shadow.fallbacks)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_modules"]["_orig_mod"], name)
+
+
+def compile(
+    model: nn.Module,
+    config: ConfigLike = None,
+    *,
+    fullgraph: bool = False,
+    dynamic: bool | None = None,
+    mode: str | None = None,
+    **fields: Any,
+) -> CompiledModel:
+    """torch.compile with quantization, for a model in hand.
+
+    `config` is a `QuantConfig`, the name of a preset, or a mapping of options; `fields` are options too, over those.
+    `fullgraph`, `dynamic` and `mode` are torch.compile's. The model is not changed. Unlike ``backend="fxquant"`` this door
+    resolves rules by module path everywhere, quantizes what Dynamo never sees (it runs in eager, on the same ops) and
+    reports on the whole model.
+
+    Raises:
+        UnknownOption, InvalidOption, UnknownPreset, …: the config does not make sense.
+        PatternMatchesNothing: a glob of the config matches no module of the model.
+    """
+    resolved = resolve_config(config, {**fields, **({} if mode is None else {"mode": mode})})
+    _refuse_dead_patterns(model, resolved)
+    return CompiledModel(model, resolved, fullgraph=fullgraph, dynamic=dynamic)
+
+
+def explain(
+    model: nn.Module, *args: Any, config: ConfigLike = None, kwargs: Mapping[str, Any] | None = None, **fields: Any
+) -> ModelReport:
+    """What `compile` would do with the model on these inputs, as data; ``str()`` of it is a summary.
+
+    Runs the model once, in eager and without gradients; compiles nothing.
+    """
+    resolved = resolve_config(config, {**fields, "executor": "eager"})
+    _refuse_dead_patterns(model, resolved)
+    view = CompiledModel(model, resolved)
+    with torch.no_grad():
+        view(*args, **(kwargs or {}))
+    return view.report()
+
+
+def refresh(model: nn.Module) -> int:
+    """Forget every packed form of the model's weights: they are packed again at the next call.
+
+    For edits that no cheap check sees: of a few elements, through ``.data`` or numpy. Returns how many were dropped.
+    """
+    return process_store().forget([*model.parameters(), *model.buffers()])
+
+
+def resolve_config(config: ConfigLike, fields: Mapping[str, Any]) -> QuantConfig:
+    """The config from a `QuantConfig`, a preset's name or a mapping, with single fields replaced."""
+    if isinstance(config, QuantConfig):
+        return config.with_fields(**fields) if fields else config
+    base: Mapping[str, Any] = {"preset": config} if isinstance(config, str) else config or {}
+    return QuantConfig.from_options({**base, **fields})
+
+
+def _refuse_dead_patterns(model: nn.Module, config: QuantConfig) -> None:
+    paths = [path for path, _ in model.named_modules() if path]
+    if dead := config.unmatched(paths):
+        raise PatternMatchesNothing(dead, paths)

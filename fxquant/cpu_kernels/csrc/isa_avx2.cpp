@@ -1,0 +1,75 @@
+// AVX2 with FMA: codes staged as int16, vpmaddwd on widened weights. (vpmaddubsw would saturate: 2 * 255 * 127 > 32767.)
+#include "kernels.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+
+#include <cstring>
+
+namespace fxquant {
+namespace {
+#include "vectors.h"
+#include "quantize.h"
+
+struct Avx2 : Vectors<8> {
+    static constexpr int kWidth = 8;
+    using Code = int16_t;
+    using CodeVector = S;
+    static constexpr int kCodeOffset = 0;
+    static constexpr int kTall = 4;          // 4 rows x 2 vectors of pair sums, 2 of B, 1 broadcast: 11 of 16 registers
+    static constexpr int kFloatTall = 6;     // 6 rows x 2 vectors: 12 sums, 2 of B, 1 broadcast
+    static constexpr int kFloatVectors = 2;
+
+    static F fma(F a, F b, F c) { return bits<F>(_mm256_fmadd_ps(bits<__m256>(a), bits<__m256>(b), bits<__m256>(c))); }
+    static F load_half(const void* from) { return bits<F>(_mm256_cvtph_ps(load<__m128i>(from))); }
+    static void store_half(void* to, F v) {
+        store(to, _mm256_cvtps_ph(bits<__m256>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    }
+
+    // 8 columns x R rows over n quads; each int32 lane holds the sum of one pair of k, two lanes make a column.
+    template <int R>
+    FXQUANT_TILE void dot_columns(const char* codes, int64_t stride, const int8_t* b, int64_t n, int32_t* acc, bool add) {
+        __m256i low[R], high[R];
+        FXQUANT_UNROLL for (int r = 0; r < R; ++r) low[r] = high[r] = _mm256_setzero_si256();
+        for (int64_t q = 0; q < n; ++q) {
+            const __m256i b_low = _mm256_cvtepi8_epi16(load<__m128i>(b + q * kPanel * kQuad));
+            const __m256i b_high = _mm256_cvtepi8_epi16(load<__m128i>(b + q * kPanel * kQuad + 16));
+            FXQUANT_UNROLL for (int r = 0; r < R; ++r) {
+                const __m256i a = _mm256_set1_epi64x(load<int64_t>(codes + r * stride + q * kQuad * 2));
+                low[r] = _mm256_add_epi32(low[r], _mm256_madd_epi16(a, b_low));
+                high[r] = _mm256_add_epi32(high[r], _mm256_madd_epi16(a, b_high));
+            }
+        }
+        FXQUANT_UNROLL for (int r = 0; r < R; ++r) {
+            // hadd works within 128-bit halves: columns 0 1 4 5 | 2 3 6 7
+            __m256i sum = _mm256_permute4x64_epi64(_mm256_hadd_epi32(low[r], high[r]), 0xd8);
+            if (add) sum = _mm256_add_epi32(sum, load<__m256i>(acc + r * kPanel));
+            store(acc + r * kPanel, sum);
+        }
+    }
+
+    template <int R>
+    static void dot(const char* codes, int64_t stride, const int8_t* b, int64_t depth, int32_t* acc, bool add, const int8_t*) {
+        constexpr int64_t kNear = 64;  // quads: 16 KiB of B stay in L1 while its eight column groups are walked one by one
+        for (int64_t q = 0; q < depth; q += kNear) {
+            const int64_t n = depth - q < kNear ? depth - q : kNear;
+            for (int64_t c = 0; c < kPanel; c += 8) {
+                dot_columns<R>(codes + q * kQuad * 2, stride, b + (q * kPanel + c) * kQuad, n, acc + c, add || q > 0);
+            }
+        }
+    }
+};
+
+#include "products.h"
+
+constexpr Kernels kKernels = kernels_of<Avx2>("avx2");
+}  // namespace
+
+const Kernels* avx2_kernels() { return &kKernels; }
+}  // namespace fxquant
+
+#else
+namespace fxquant {
+const Kernels* avx2_kernels() { return nullptr; }
+}  // namespace fxquant
+#endif

@@ -1,0 +1,93 @@
+// From problems to tasks on torch's own threads.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+
+#include "kernels.h"
+
+namespace fxquant {
+
+// Work below which a second thread costs more than it brings: waking the pool takes some microseconds, in which one core
+// multiplies about this many codes.
+constexpr int64_t kSerialProducts = int64_t{1} << 19;
+constexpr int64_t kSerialElements = int64_t{1} << 16;  // the same for passes over x
+
+// Staged activations of one pass are kept below this, so that scratch does not grow with the batch. 8 MiB of codes are 2048
+// rows of 4096: by then reading the weights once more is nothing beside the products.
+constexpr int64_t kStagedBytes = int64_t{8} << 20;
+
+// body(begin, end) over contiguous pieces of [0, n), on the calling thread if the whole is small.
+template <class Body>
+void split(int64_t n, bool serial, Body body) {
+    if (serial || n <= 1 || torch::stable::get_num_threads() == 1) {
+        if (n > 0) body(int64_t{0}, n);
+        return;
+    }
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(
+        0, n, 1, [](int64_t begin, int64_t end, void* context) { (*static_cast<Body*>(context))(begin, end); }, &body));
+}
+
+// The calling thread's scratch: grows to what was asked for, at most kStagedBytes and a little, and is used again.
+class Scratch {
+public:
+    char* at_least(int64_t bytes) {
+        if (bytes > size_) {
+            void* fresh = nullptr;
+            STD_TORCH_CHECK(posix_memalign(&fresh, 64, static_cast<size_t>(bytes)) == 0, "fxquant: no memory for ", bytes,
+                            " bytes of staged activations");
+            memory_.reset(static_cast<char*>(fresh));
+            size_ = bytes;
+        }
+        return memory_.get();
+    }
+
+private:
+    struct Free {
+        void operator()(char* p) const { std::free(p); }
+    };
+    std::unique_ptr<char, Free> memory_;
+    int64_t size_ = 0;
+};
+
+inline char* scratch(int64_t bytes) {
+    thread_local Scratch held;
+    return held.at_least(bytes);
+}
+
+constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// Bytes from one staged row to the next: whole vectors, and an odd number of cache lines, because rows a multiple of 4096
+// bytes apart would fall into one set of the L1 cache.
+inline int64_t staged_stride(int64_t width, int64_t code_bytes) {
+    const int64_t lines = round_up(width * code_bytes, 64) / 64;
+    return (lines | 1) * 64;
+}
+
+// Every packed block against every row, as tasks of one block x at most kRowBlock rows. Neighbouring tasks share a block, so
+// a thread finds it in its L2. product(task) may run on any thread, in any order.
+template <class Product>
+void for_tasks(const Weight& w, int64_t rows, Product product) {
+    const int64_t blocks = panels(w.out_features);
+    int64_t row_block = std::min(rows, kRowBlock);
+    const int64_t threads = torch::stable::get_num_threads();
+    if (threads > 1 && blocks < 2 * threads) {  // too few blocks to share out: share rows as well, 24 or more at a time
+        const int64_t wanted = (2 * threads + blocks - 1) / blocks;
+        row_block = std::min(row_block, std::max<int64_t>(24, (rows + wanted - 1) / wanted));
+    }
+    const int64_t row_blocks = (rows + row_block - 1) / row_block;
+    const bool serial = rows * w.out_features * w.in_features < kSerialProducts;
+    split(blocks * row_blocks, serial, [&](int64_t begin, int64_t end) {
+        for (int64_t task = begin; task < end; ++task) {
+            const int64_t panel = task / row_blocks, block = task % row_blocks;
+            const bool last_of_panel = block + 1 == row_blocks && task + 1 < end;
+            const int8_t* next = last_of_panel ? w.packed + (panel + 1) * panel_bytes(w.in_features) : nullptr;
+            product(Task{panel, next, block * row_block, std::min(rows, (block + 1) * row_block)});
+        }
+    });
+}
+
+}  // namespace fxquant

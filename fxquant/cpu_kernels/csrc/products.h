@@ -1,0 +1,272 @@
+// The two products, one task at a time: int8 x int8 with int32 sums, and float32 x int8 with float32 sums.
+// Included into each isa_*.cpp inside an anonymous namespace, after vectors.h.
+
+// What the 64 columns of one packed block need at the end. A part-filled last block gets padded copies, so that the
+// epilogue always works on whole vectors.
+struct Columns {
+    int64_t first;
+    int64_t count;
+    const float* scale;
+    const float* bias;
+    alignas(64) float scale_copy[kPanel];
+    alignas(64) float bias_copy[kPanel];
+
+    Columns(const Weight& w, int64_t panel) : first(panel * kPanel) {
+        count = w.out_features - first < kPanel ? w.out_features - first : kPanel;
+        scale = padded(w.scale + first, scale_copy);
+        bias = w.bias == nullptr ? nullptr : padded(w.bias + first, bias_copy);
+    }
+
+    const float* padded(const float* from, float* copy) const {
+        if (count == kPanel) return from;
+        for (int64_t i = 0; i < kPanel; ++i) copy[i] = i < count ? from[i] : 0.0f;
+        return copy;
+    }
+};
+
+// One finished row of 64 columns: y = value(column) * factor(column) [+ bias], rounded once to T.
+template <class Isa, Float T, class Value, class Factor>
+inline void finish_row(const Columns& columns, Value value, Factor factor, char* out) {
+    constexpr int W = Isa::kWidth;
+    alignas(64) char partial[kPanel * 4];
+    char* to = columns.count == kPanel ? out : partial;
+    for (int64_t c = 0; c < kPanel; c += W) {
+        typename Isa::F y = value(c) * factor(c);
+        if (columns.bias != nullptr) y = y + load<typename Isa::F>(columns.bias + c);
+        store_float<Isa, T>(to + c * size_of(T), y);
+    }
+    if (to == partial) std::memcpy(out, partial, columns.count * size_of(T));
+}
+
+template <class Isa, class Value, class Factor>
+inline void finish(const Columns& columns, Value value, Factor factor, void* out, Float type, int64_t row, int64_t width) {
+    char* to = static_cast<char*>(out) + (row * width + columns.first) * size_of(type);
+    switch (type) {
+        case Float::f32: return finish_row<Isa, Float::f32>(columns, value, factor, to);
+        case Float::bf16: return finish_row<Isa, Float::bf16>(columns, value, factor, to);
+        case Float::f16: return finish_row<Isa, Float::f16>(columns, value, factor, to);
+    }
+}
+
+// Rows r0 <= r < r1 in groups of at most Isa's tile height, as equal as they come: 7 rows are 4 + 3, not 6 + 1.
+template <class Body>
+inline void for_groups(int64_t r0, int64_t r1, int64_t tallest, Body body) {
+    const int64_t rows = r1 - r0, groups = (rows + tallest - 1) / tallest;
+    for (int64_t g = 0, row = r0; g < groups; ++g) {
+        const int64_t height = rows / groups + (g < rows % groups ? 1 : 0);
+        body(g, row, height);
+        row += height;
+    }
+}
+
+// The int8 product of up to 64 columns and one row group over `depth` quads. See Isa::dot.
+template <class Isa, int R = Isa::kTall>
+inline void dot(int64_t rows, const char* codes, int64_t stride, const int8_t* b, int64_t depth, int32_t* acc, bool add,
+                const int8_t* fetch) {
+    if (rows == R) return Isa::template dot<R>(codes, stride, b, depth, acc, add, fetch);
+    if constexpr (R > 1) dot<Isa, R - 1>(rows, codes, stride, b, depth, acc, add, fetch);
+}
+
+// Depth blocks of the int8 product, in quads: 1024 x 64 x 4 codes are 256 KiB of one packed block, which stays in an L2 of
+// 512 KiB or more while all row groups pass over it. (L1-sized blocks cost more in reloaded sums than they save.)
+constexpr int64_t kDepthQuads = 1024;
+
+// Up to this K a wrapped int32 sum of (code + 128) * code minus a wrapped 128 * column sum is still the exact sum of
+// code * code: only the true sum, at most 127 * 127 * K, has to fit. Beyond it the sums are kept in int64.
+constexpr int64_t kWrapSafe = 131072;
+
+// The same product where K is beyond kWrapSafe: int64 sums over pieces that cannot overflow by themselves.
+template <class Isa>
+void int8_product_wide(const Int8Problem& p, const Task& t, const int8_t* b, const Columns& columns) {
+    constexpr int W = Isa::kWidth;
+    constexpr int64_t kPiece = 8192;  // quads: 32768 * 255 * 127 < 2^31
+    const int64_t depth = quads(p.weight.in_features);
+    const char* codes = static_cast<const char*>(p.codes);
+    alignas(64) int32_t piece[Isa::kTall * kPanel];
+    alignas(64) int32_t sums[kPanel];
+    std::memcpy(sums, b + depth * kPanel * kQuad, sizeof(sums));
+    for_groups(t.row0, t.row1, Isa::kTall, [&](int64_t, int64_t row, int64_t height) {
+        int64_t total[Isa::kTall * kPanel];
+        for (int64_t i = 0; i < height * kPanel; ++i) total[i] = -int64_t{Isa::kCodeOffset} * sums[i % kPanel];
+        for (int64_t q = 0; q < depth; q += kPiece) {
+            const int64_t n = depth - q < kPiece ? depth - q : kPiece;
+            const char* a = codes + row * p.code_stride + q * kQuad * static_cast<int64_t>(sizeof(typename Isa::Code));
+            dot<Isa>(height, a, p.code_stride, b + q * kPanel * kQuad, n, piece, false, b);
+            for (int64_t i = 0; i < height * kPanel; ++i) total[i] += piece[i];
+        }
+        for (int64_t r = 0; r < height; ++r) {
+            alignas(64) float value[kPanel];
+            for (int64_t i = 0; i < kPanel; ++i) value[i] = static_cast<float>(total[r * kPanel + i]);
+            finish<Isa>(
+                columns, [&](int64_t c) { return load<typename Isa::F>(value + c); },
+                [&](int64_t c) { return load<typename Isa::F>(columns.scale + c) * p.x_scale[row + r]; }, p.out, p.out_type,
+                row + r, p.weight.out_features);
+        }
+    });
+    static_assert(kPanel % W == 0, "whole vectors in a block");
+}
+
+template <class Isa>
+void int8_product(const Int8Problem& p, const Task& t) {
+    using I = typename Isa::I;
+    const int64_t depth = quads(p.weight.in_features);
+    const int8_t* b = p.weight.packed + t.panel * panel_bytes(p.weight.in_features);
+    const Columns columns(p.weight, t.panel);
+    if (p.weight.in_features > kWrapSafe) return int8_product_wide<Isa>(p, t, b, columns);
+
+    alignas(64) int32_t acc[kRowBlock * kPanel];
+    alignas(64) int32_t shift[kPanel];  // Offset * column sum, wrapped
+    for (int64_t c = 0; c < kPanel; ++c) {
+        const uint32_t sum = load<uint32_t>(b + depth * kPanel * kQuad + c * 4);
+        shift[c] = static_cast<int32_t>(sum * static_cast<uint32_t>(Isa::kCodeOffset));
+    }
+    const int64_t pieces = (depth + kDepthQuads + kDepthQuads / 2 - 1) / (kDepthQuads + kDepthQuads / 2);
+    const int64_t fetch_step = (t.row1 - t.row0 + Isa::kTall - 1) / Isa::kTall < 4 ? 1 : depth * kPanel * kQuad / 4;
+    for (int64_t piece = 0; piece < pieces; ++piece) {
+        const int64_t q0 = depth * piece / pieces, q1 = depth * (piece + 1) / pieces;
+        for_groups(t.row0, t.row1, Isa::kTall, [&](int64_t g, int64_t row, int64_t height) {
+            const char* a = static_cast<const char*>(p.codes) + row * p.code_stride +
+                            q0 * kQuad * static_cast<int64_t>(sizeof(typename Isa::Code));
+            int32_t* sums = acc + (pieces == 1 ? 0 : (row - t.row0) * kPanel);
+            const int8_t* fetch = t.next == nullptr ? nullptr : t.next + (g < 3 ? g : 3) * fetch_step;
+            dot<Isa>(height, a, p.code_stride, b + q0 * kPanel * kQuad, q1 - q0, sums, piece > 0, fetch);
+            if (piece + 1 < pieces) return;
+            for (int64_t r = 0; r < height; ++r) {
+                const int32_t* sum = sums + r * kPanel;
+                const float x_scale = p.x_scale[row + r];
+                finish<Isa>(
+                    columns,
+                    [&](int64_t c) {
+                        return __builtin_convertvector(bits<I>(load<typename Isa::U>(sum + c) - load<typename Isa::U>(shift + c)),
+                                                       typename Isa::F);
+                    },
+                    [&](int64_t c) { return load<typename Isa::F>(columns.scale + c) * x_scale; }, p.out, p.out_type, row + r,
+                    p.weight.out_features);
+            }
+        });
+    }
+}
+
+// Code i of each of W columns of a quad row, as floats: the byte is shifted to the top and back down with its sign.
+template <class Isa, int i>
+inline typename Isa::F code_floats(const int8_t* quad_columns) {
+    using U = typename Isa::U;
+    using I = typename Isa::I;
+    const I raised = bits<I>(load<U>(quad_columns) << (24 - 8 * i));
+    return __builtin_convertvector(raised >> 24, typename Isa::F);
+}
+
+// R rows x NV vectors of columns, sums over all of K, codes widened in registers. For few rows, where the packed bytes are
+// read from memory once and the widening hides behind that.
+template <class Isa, int R, int NV>
+FXQUANT_TILE void float_tile_packed(const float* x, int64_t stride, const int8_t* b, int64_t depth, float* acc) {
+    using F = typename Isa::F;
+    constexpr int W = Isa::kWidth;
+    F sum[R][NV];
+    FXQUANT_UNROLL for (int r = 0; r < R; ++r) FXQUANT_UNROLL for (int j = 0; j < NV; ++j) sum[r][j] = F{};
+    const auto step = [&](const float* at, F b0, int j) {
+        FXQUANT_UNROLL for (int r = 0; r < R; ++r) sum[r][j] = Isa::fma(Isa::splat(at[r * stride]), b0, sum[r][j]);
+    };
+    for (int64_t q = 0; q < depth; ++q) {
+        const int8_t* row = b + q * kPanel * kQuad;
+        const float* at = x + q * kQuad;
+        __builtin_prefetch(row + 4096);
+        FXQUANT_UNROLL for (int j = 0; j < NV; ++j) step(at, code_floats<Isa, 0>(row + j * W * 4), j);
+        FXQUANT_UNROLL for (int j = 0; j < NV; ++j) step(at + 1, code_floats<Isa, 1>(row + j * W * 4), j);
+        FXQUANT_UNROLL for (int j = 0; j < NV; ++j) step(at + 2, code_floats<Isa, 2>(row + j * W * 4), j);
+        FXQUANT_UNROLL for (int j = 0; j < NV; ++j) step(at + 3, code_floats<Isa, 3>(row + j * W * 4), j);
+    }
+    FXQUANT_UNROLL for (int r = 0; r < R; ++r) FXQUANT_UNROLL for (int j = 0; j < NV; ++j)
+        store(acc + r * kPanel + j * W, sum[r][j]);
+}
+
+// The same sums from codes that were widened to floats before: tile is [depth * 4][64] floats. acc is added to.
+template <class Isa, int R, int NV>
+FXQUANT_TILE void float_tile_wide(const float* x, int64_t stride, const float* tile, int64_t depth, float* acc) {
+    using F = typename Isa::F;
+    constexpr int W = Isa::kWidth;
+    F sum[R][NV];
+    FXQUANT_UNROLL for (int r = 0; r < R; ++r) FXQUANT_UNROLL for (int j = 0; j < NV; ++j)
+        sum[r][j] = load<F>(acc + r * kPanel + j * W);
+    for (int64_t k = 0; k < depth * kQuad; ++k) {
+        F b[NV];
+        FXQUANT_UNROLL for (int j = 0; j < NV; ++j) b[j] = load<F>(tile + k * kPanel + j * W);
+        FXQUANT_UNROLL for (int r = 0; r < R; ++r) {
+            const F a = Isa::splat(x[r * stride + k]);
+            FXQUANT_UNROLL for (int j = 0; j < NV; ++j) sum[r][j] = Isa::fma(a, b[j], sum[r][j]);
+        }
+    }
+    FXQUANT_UNROLL for (int r = 0; r < R; ++r) FXQUANT_UNROLL for (int j = 0; j < NV; ++j)
+        store(acc + r * kPanel + j * W, sum[r][j]);
+}
+
+template <class Isa, int R = Isa::kFloatTall>
+inline void float_tile(bool packed, int64_t rows, const float* x, int64_t stride, const void* b, int64_t depth, float* acc) {
+    constexpr int W = Isa::kWidth, NV = Isa::kFloatVectors;
+    if (rows == R) {
+        for (int64_t c = 0; c < kPanel; c += NV * W) {
+            if (packed) {
+                float_tile_packed<Isa, R, NV>(x, stride, static_cast<const int8_t*>(b) + c * kQuad, depth, acc + c);
+            } else {
+                float_tile_wide<Isa, R, NV>(x, stride, static_cast<const float*>(b) + c, depth, acc + c);
+            }
+        }
+        return;
+    }
+    if constexpr (R > 1) float_tile<Isa, R - 1>(packed, rows, x, stride, b, depth, acc);
+}
+
+template <class Isa>
+void widen_codes(const int8_t* b, int64_t depth, float* tile) {
+    constexpr int W = Isa::kWidth;
+    for (int64_t q = 0; q < depth; ++q, tile += kQuad * kPanel) {
+        for (int64_t c = 0; c < kPanel; c += W) {
+            const int8_t* from = b + (q * kPanel + c) * kQuad;
+            store(tile + c, code_floats<Isa, 0>(from));
+            store(tile + kPanel + c, code_floats<Isa, 1>(from));
+            store(tile + 2 * kPanel + c, code_floats<Isa, 2>(from));
+            store(tile + 3 * kPanel + c, code_floats<Isa, 3>(from));
+        }
+    }
+}
+
+// Depth blocks of the float product, in quads: a widened tile of 256 k x 64 floats is 64 KiB, read from L2 by each row group.
+constexpr int64_t kFloatDepthQuads = 64;
+
+template <class Isa>
+void float_product(const FloatProblem& p, const Task& t) {
+    using F = typename Isa::F;
+    const int64_t depth = quads(p.weight.in_features);
+    const int8_t* b = p.weight.packed + t.panel * panel_bytes(p.weight.in_features);
+    const Columns columns(p.weight, t.panel);
+    alignas(64) float acc[kRowBlock * kPanel];
+    if (t.row1 - t.row0 <= 100000) {  // one row group: nothing would reuse a widened tile
+            for_groups(t.row0, t.row1, Isa::kFloatTall, [&](int64_t, int64_t row, int64_t height) {
+                float_tile<Isa>(true, height, p.x + row * p.x_stride, p.x_stride, b, depth,
+                                acc + (row - t.row0) * kPanel);
+            });
+    } else {
+        alignas(64) float tile[kFloatDepthQuads * kQuad * kPanel];
+        std::memset(acc, 0, (t.row1 - t.row0) * kPanel * sizeof(float));
+        for (int64_t q = 0; q < depth; q += kFloatDepthQuads) {
+            const int64_t n = depth - q < kFloatDepthQuads ? depth - q : kFloatDepthQuads;
+            widen_codes<Isa>(b + q * kPanel * kQuad, n, tile);
+            for_groups(t.row0, t.row1, Isa::kFloatTall, [&](int64_t, int64_t row, int64_t height) {
+                float_tile<Isa>(false, height, p.x + row * p.x_stride + q * kQuad, p.x_stride, tile, n,
+                                acc + (row - t.row0) * kPanel);
+            });
+        }
+    }
+    for (int64_t row = t.row0; row < t.row1; ++row) {
+        const float* sum = acc + (row - t.row0) * kPanel;
+        finish<Isa>(
+            columns, [&](int64_t c) { return load<F>(sum + c); }, [&](int64_t c) { return load<F>(columns.scale + c); },
+            p.out, p.out_type, row, p.weight.out_features);
+    }
+}
+
+template <class Isa>
+constexpr Kernels kernels_of(const char* name) {
+    return {name,       sizeof(typename Isa::Code), quantize<Isa>,     quantize_staged<Isa>,
+            stage<Isa>, widen<Isa>,                 int8_product<Isa>, float_product<Isa>};
+}

@@ -1,0 +1,136 @@
+// Per-token symmetric int8: one scale per row. Bit-equal to fxquant.numerics, on every instruction set.
+// Included into each isa_*.cpp inside an anonymous namespace, after vectors.h.
+
+struct RowScale {
+    float scale;   // what a code is worth
+    float factor;  // 127 / amax, rounded once in float32; 0 where all codes are 0
+};
+
+inline RowScale row_scale(uint32_t amax_bits) {
+    constexpr uint32_t kInfinity = 0x7f800000u;
+    constexpr uint32_t kSmallest = (127u - 119u) << 23;  // 2^-119: below it 127 / amax would overflow
+    if (amax_bits >= kInfinity) return {__builtin_nanf(""), 0.0f};
+    if (amax_bits < kSmallest) return {0.0f, 0.0f};
+    const float amax = bits<float>(amax_bits);
+    return {amax / 127.0f, 127.0f / amax};
+}
+
+template <class Isa, Float T>
+uint32_t amax_bits(const char* row, int64_t width) {
+    // Without the sign, float bits order like integers, and NaN stands above infinity: an integer maximum misses neither.
+    using I = typename Isa::I;
+    constexpr int W = Isa::kWidth;
+    I best = I{};
+    int64_t k = 0;
+    for (; k + W <= width; k += W) {
+        const I v = bits<I>(load_float<Isa, T>(row + k * size_of(T))) & 0x7fffffff;
+        best = v > best ? v : best;
+    }
+    if (k < width) {
+        const I v = bits<I>(load_tail<Isa, T>(row + k * size_of(T), width - k)) & 0x7fffffff;
+        best = v > best ? v : best;
+    }
+    int32_t top = 0;
+    for (int i = 0; i < W; ++i) top = best[i] > top ? best[i] : top;
+    return static_cast<uint32_t>(top);
+}
+
+// rint(x * factor), half to even, for |x * factor| < 2^22: the sum's last bits are the integer. No clamp is needed:
+// amax * (127 / amax) is at most 127 (1 + u)^2, which rounds to 127.
+template <class Isa>
+inline typename Isa::I round_codes(typename Isa::F x, float factor) {
+    using I = typename Isa::I;
+    constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23
+    const typename Isa::F shifted = x * factor + kMagic;  // two roundings: the files are built with -ffp-contract=off
+    return bits<I>(shifted) - 0x4b400000;
+}
+
+// One row of T into codes of type Code, each plus Offset. Padded: whole vectors may be written past the row's end.
+template <class Isa, Float T, class CodeVector, int Offset, bool Padded>
+float quantize_row(const char* row, int64_t width, char* codes) {
+    using I = typename Isa::I;
+    constexpr int W = Isa::kWidth;
+    constexpr int64_t kCode = sizeof(CodeVector) / W;
+    const RowScale s = row_scale(amax_bits<Isa, T>(row, width));
+    if (s.factor == 0.0f) {  // not by multiplication: NaN * 0 and inf * 0 have no code
+        const CodeVector zero = __builtin_convertvector(I{} + Offset, CodeVector);
+        for (int64_t k = 0; k < width; k += W) {
+            std::memcpy(codes + k * kCode, &zero, Padded || k + W <= width ? sizeof(zero) : (width - k) * kCode);
+        }
+        return s.scale;
+    }
+    int64_t k = 0;
+    for (; k + W <= width; k += W) {
+        const I code = round_codes<Isa>(load_float<Isa, T>(row + k * size_of(T)), s.factor) + Offset;
+        store(codes + k * kCode, __builtin_convertvector(code, CodeVector));
+    }
+    if (k < width) {
+        const I code = round_codes<Isa>(load_tail<Isa, T>(row + k * size_of(T), width - k), s.factor) + Offset;
+        const CodeVector narrow = __builtin_convertvector(code, CodeVector);
+        std::memcpy(codes + k * kCode, &narrow, Padded ? sizeof(narrow) : (width - k) * kCode);
+    }
+    return s.scale;
+}
+
+template <class Isa, class CodeVector, int Offset, bool Padded>
+void quantize_rows(const Rows& x, int64_t row0, int64_t row1, char* codes, int64_t stride, float* scale) {
+    for (int64_t r = row0; r < row1; ++r) {
+        const char* row = static_cast<const char*>(x.data) + r * x.stride * size_of(x.type);
+        char* to = codes + r * stride;
+        switch (x.type) {
+            case Float::f32:
+                scale[r] = quantize_row<Isa, Float::f32, CodeVector, Offset, Padded>(row, x.width, to);
+                break;
+            case Float::bf16:
+                scale[r] = quantize_row<Isa, Float::bf16, CodeVector, Offset, Padded>(row, x.width, to);
+                break;
+            case Float::f16:
+                scale[r] = quantize_row<Isa, Float::f16, CodeVector, Offset, Padded>(row, x.width, to);
+                break;
+        }
+    }
+}
+
+template <class Isa>
+void quantize(const Rows& x, int64_t row0, int64_t row1, int8_t* codes, float* scale) {
+    quantize_rows<Isa, typename Isa::B, 0, false>(x, row0, row1, reinterpret_cast<char*>(codes), x.width, scale);
+}
+
+template <class Isa>
+void quantize_staged(const Rows& x, int64_t row0, int64_t row1, void* staged, int64_t stride, float* scale) {
+    quantize_rows<Isa, typename Isa::CodeVector, Isa::kCodeOffset, true>(x, row0, row1, static_cast<char*>(staged), stride,
+                                                                         scale);
+}
+
+// int8 codes [rows, width], contiguous, into the form that the product reads.
+template <class Isa>
+void stage(const int8_t* codes, int64_t width, int64_t row0, int64_t row1, void* staged, int64_t stride) {
+    for (int64_t r = row0; r < row1; ++r) {
+        const int8_t* row = codes + r * width;
+        auto* to = reinterpret_cast<typename Isa::Code*>(static_cast<char*>(staged) + r * stride);
+        for (int64_t k = 0; k < width; ++k) to[k] = static_cast<typename Isa::Code>(row[k] + Isa::kCodeOffset);
+        for (int64_t k = width; k < quads(width) * kQuad; ++k) to[k] = 0;
+    }
+}
+
+template <class Isa, Float T>
+void widen_row(const char* row, int64_t width, float* wide) {
+    constexpr int W = Isa::kWidth;
+    int64_t k = 0;
+    for (; k + W <= width; k += W) store(wide + k, load_float<Isa, T>(row + k * size_of(T)));
+    if (k < width) store(wide + k, load_tail<Isa, T>(row + k * size_of(T), width - k));
+}
+
+// Rows of any float type into float32 rows, zero up to the next whole vector.
+template <class Isa>
+void widen(const Rows& x, int64_t row0, int64_t row1, float* wide, int64_t stride) {
+    for (int64_t r = row0; r < row1; ++r) {
+        const char* row = static_cast<const char*>(x.data) + r * x.stride * size_of(x.type);
+        float* to = wide + r * stride;
+        switch (x.type) {
+            case Float::f32: widen_row<Isa, Float::f32>(row, x.width, to); break;
+            case Float::bf16: widen_row<Isa, Float::bf16>(row, x.width, to); break;
+            case Float::f16: widen_row<Isa, Float::f16>(row, x.width, to); break;
+        }
+    }
+}

@@ -1,0 +1,84 @@
+// Vectors of W lanes, by the vector extension that GCC and Clang share, and the float formats read into and written from them.
+// Included into each isa_*.cpp inside an anonymous namespace: every file gets its own copy, made with its own flags.
+
+#if defined(__clang__)
+#define FXQUANT_UNROLL _Pragma("unroll")
+#else
+#define FXQUANT_UNROLL _Pragma("GCC unroll 8")
+#endif
+
+// Register tiles stand alone: inlined into their callers they would share registers with these, and spill.
+#define FXQUANT_TILE __attribute__((noinline)) static
+
+template <int W>
+struct Vectors {
+    typedef float F __attribute__((vector_size(W * 4)));
+    typedef int32_t I __attribute__((vector_size(W * 4)));
+    typedef uint32_t U __attribute__((vector_size(W * 4)));
+    typedef uint16_t H __attribute__((vector_size(W * 2)));
+    typedef int16_t S __attribute__((vector_size(W * 2)));
+    typedef int8_t B __attribute__((vector_size(W)));
+
+    // x - 0 is x, minus zero too, so that this is a broadcast and nothing else; x + 0 would be an addition.
+    static F splat(float x) { return x - F{}; }
+};
+
+template <class V>
+inline V load(const void* from) {
+    V v;
+    std::memcpy(&v, from, sizeof(V));
+    return v;
+}
+
+template <class V>
+inline void store(void* to, V v) {
+    std::memcpy(to, &v, sizeof(V));
+}
+
+template <class To, class From>
+inline To bits(From v) {
+    static_assert(sizeof(To) == sizeof(From), "a bit cast keeps the size");
+    To to;
+    std::memcpy(&to, &v, sizeof(To));
+    return to;
+}
+
+constexpr int64_t size_of(Float type) { return type == Float::f32 ? 4 : 2; }
+
+template <class Isa, Float T>
+inline typename Isa::F load_float(const void* from) {
+    using F = typename Isa::F;
+    using U = typename Isa::U;
+    if constexpr (T == Float::f32) {
+        return load<F>(from);
+    } else if constexpr (T == Float::bf16) {
+        return bits<F>(__builtin_convertvector(load<typename Isa::H>(from), U) << 16);
+    } else {
+        return Isa::load_half(from);
+    }
+}
+
+// The last n < W values of a row, then zeros.
+template <class Isa, Float T>
+inline typename Isa::F load_tail(const void* from, int64_t n) {
+    alignas(64) char padded[Isa::kWidth * 4] = {};
+    std::memcpy(padded, from, n * size_of(T));
+    return load_float<Isa, T>(padded);
+}
+
+// float32 -> T, nearest even; any NaN becomes torch's quiet NaN.
+template <class Isa, Float T>
+inline void store_float(void* to, typename Isa::F v) {
+    using U = typename Isa::U;
+    if constexpr (T == Float::f32) {
+        store(to, v);
+    } else if constexpr (T == Float::bf16) {
+        const U u = bits<U>(v);
+        const U rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+        const U nan = U{} + 0x7fc0u;
+        const U out = (u & 0x7fffffffu) > (U{} + 0x7f800000u) ? nan : rounded;
+        store(to, __builtin_convertvector(out, typename Isa::H));
+    } else {
+        Isa::store_half(to, v);
+    }
+}

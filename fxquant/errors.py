@@ -1,0 +1,223 @@
+"""Every exception and warning of fxquant, each with its message.
+
+A message says what was met, where, and what to do. A constructor takes the facts and builds the words, so that no other
+module writes an error text of its own. Each class is also the builtin that a user would expect to catch.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that looks most like `name`, or None when none is close."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    found = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.6)
+    return by_lower[found[0]] if found else None
+
+
+def _unknown(what: str, name: object, known: Sequence[str]) -> str:
+    near = nearest(str(name), known)
+    hint = f" Did you mean {near!r}?" if near else ""
+    return f"unknown {what} {name!r}.{hint} Known: {', '.join(known)}."
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in names)
+
+
+def _rebuild(cls: type[FxQuantError], args: tuple[Any, ...], state: dict[str, Any]) -> FxQuantError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class FxQuantError(Exception):
+    """Base of all errors that fxquant raises on purpose."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Constructors take facts, not the message, so the default way through pickle would call them wrongly.
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+class UnknownFormat(FxQuantError, ValueError):
+    """A number format that does not exist."""
+
+    def __init__(self, name: object, known: Sequence[str]) -> None:
+        super().__init__(_unknown("number format", name, known))
+
+
+class UnknownPreset(FxQuantError, ValueError):
+    """A preset that does not exist."""
+
+    def __init__(self, name: object, known: Sequence[str]) -> None:
+        super().__init__(_unknown("preset", name, known))
+
+
+class UnknownOption(FxQuantError, ValueError):
+    """An option, or a field of `QuantConfig`, that does not exist."""
+
+    def __init__(self, name: object, known: Sequence[str]) -> None:
+        super().__init__(_unknown("option", name, known))
+
+
+class InvalidOption(FxQuantError, ValueError):
+    """A known option with a value that it cannot have; `reason` says what it takes."""
+
+    def __init__(self, option: str, value: object, reason: str) -> None:
+        self.option = option
+        super().__init__(f"option {option!r} has the value {value!r}: {reason}.")
+
+
+class InvalidSpec(FxQuantError, ValueError):
+    """A spec that cannot be read, or that asks for what cannot be; `reason` says what it takes."""
+
+    def __init__(self, text: object, reason: str) -> None:
+        super().__init__(f"spec {str(text)!r}: {reason}.")
+
+
+class PathRulesNeedModel(FxQuantError, ValueError):
+    """Rules by module path where the module paths are not known."""
+
+    def __init__(self, patterns: Sequence[str], where: str) -> None:
+        super().__init__(
+            f"{where}: the patterns {_quoted(patterns)} name module paths, which cannot be resolved here. "
+            "Use fxquant.compile(model, config), which has the model in hand, or drop rules, include and exclude."
+        )
+
+
+class PatternMatchesNothing(FxQuantError, ValueError):
+    """A pattern of rules, include or exclude that no module path of the model matches."""
+
+    def __init__(self, patterns: Sequence[str], paths: Sequence[str]) -> None:
+        near = [found for p in patterns if (found := nearest(p, paths))]
+        hint = f" Did you mean {_quoted(dict.fromkeys(near))}?" if near else ""
+        shown = ", ".join(paths[:8]) + (f" and {len(paths) - 8} more" if len(paths) > 8 else "")
+        super().__init__(
+            f"no module matches {_quoted(patterns)}.{hint} The model has: {shown or 'no quantizable module'}. "
+            "A pattern is a glob over the whole module path or a parent of it, such as 'lm_head' or '*.mlp.*'."
+        )
+
+
+class GradientsNeedTraining(FxQuantError, RuntimeError):
+    """A gradient was asked for where only inference is served."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(
+            f"{where}: a gradient was asked for, but this is inference only. "
+            "Run it under torch.no_grad() or detach its input; quantized layers cannot be trained in this version."
+        )
+
+
+class StaleWeight(FxQuantError, RuntimeError):
+    """A weight changed after it was quantized, and cannot be quantized again."""
+
+    def __init__(self, path: str, change: str) -> None:
+        super().__init__(
+            f"weight {path!r} is stale: {change} after it was quantized, and its codes cannot be made again. "
+            "Compile or quantize the model again after changing its weights."
+        )
+
+
+class NonFiniteWeight(FxQuantError, ValueError):
+    """A weight that holds NaN or infinity."""
+
+    def __init__(self, path: str, count: int, first: Sequence[int]) -> None:
+        super().__init__(
+            f"weight {path!r} holds {count} non-finite value{'' if count == 1 else 's'}, the first at {list(first)}. "
+            f"Check the checkpoint, or keep this layer float with rules={{{path!r}: None}}."
+        )
+
+
+class UnsupportedActivation(FxQuantError, TypeError):
+    """An activation of a dtype that cannot be quantized, such as integer or complex."""
+
+    def __init__(self, where: str, dtype: object) -> None:
+        super().__init__(
+            f"{where}: the activation has dtype {dtype}, but float32, bfloat16 or float16 is needed. "
+            "Convert it first, or keep this layer float."
+        )
+
+
+class ShapeMismatch(FxQuantError, ValueError):
+    """Tensors whose shapes or dtypes do not fit together; `met` and `wanted` are short phrases."""
+
+    def __init__(self, where: str, met: str, wanted: str) -> None:
+        super().__init__(f"{where}: met {met}, but {wanted} is needed. Check that input and weight belong together.")
+
+
+class VerificationFailed(FxQuantError, RuntimeError):
+    """A graph that breaks the spec of its stage: a defect of fxquant, not of the user's model."""
+
+    def __init__(self, stage: str, node: object, claim: str) -> None:
+        self.stage = stage
+        self.node = str(node)
+        super().__init__(
+            f"after stage {stage!r}, node {str(node)!r} breaks the graph spec: {claim}. This is a defect of fxquant: "
+            "please report it with the folder that options={'dump': ...} writes."
+        )
+
+
+class PassFailed(FxQuantError, RuntimeError):
+    """A pass that raised; names it and the passes that had run before it. Raise it `from` the cause."""
+
+    def __init__(self, name: str, before: Sequence[str], cause: BaseException) -> None:
+        self.name = name
+        after = f"after {', '.join(before)}" if before else "as the first pass"
+        super().__init__(
+            f"pass {name!r} failed, {after}: {type(cause).__name__}: {cause} "
+            "See the graphs so far with options={'dump': ...}."
+        )
+
+
+class CaptureFailed(FxQuantError, RuntimeError):
+    """A graph that could not be brought to the canonical form."""
+
+    def __init__(self, where: str, what: str, remedy: str) -> None:
+        super().__init__(f"capture of {where}: {what}. {remedy}")
+
+
+class UnloweredSite(FxQuantError, RuntimeError):
+    """With strict=True: sites that were to run quantized and do not. `sites` holds (path, reason) pairs."""
+
+    def __init__(self, sites: Sequence[tuple[str, str]]) -> None:
+        lines = "".join(f"\n  {path}: {reason}" for path, reason in sites)
+        super().__init__(
+            f"strict: {len(sites)} site{'' if len(sites) == 1 else 's'} would not run on a quantized kernel.{lines}\n"
+            "Exclude them by a rule that gives None, or set strict=False."
+        )
+
+
+class DumpFailed(FxQuantError, OSError):
+    """A dump that could not be written; `path` is the folder or file."""
+
+    def __init__(self, path: object, cause: OSError) -> None:
+        self.path = str(path)
+        super().__init__(
+            f"cannot write the dump to {str(path)!r}: {cause.strerror or cause}. "
+            "Give options={'dump': ...} a directory that can be made and written."
+        )
+
+
+class KernelsUnavailableWarning(UserWarning):
+    """The compiled kernels cannot be used: the reference ops compute the same numbers, slower."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"fxquant's compiled kernels are not available: {reason}. "
+            "The reference ops are used: same numbers, slower. "
+            "Install a C++ compiler, or name one in the environment variable CXX."
+        )
+
+
+class ForgottenNoGradWarning(UserWarning):
+    """Inference in grad mode: served without gradients."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(
+            f"{where}: called in grad mode, and a value requires grad only because a parameter does. "
+            "The result carries no gradient. Call it under torch.no_grad() or torch.inference_mode()."
+        )

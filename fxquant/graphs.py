@@ -1,0 +1,229 @@
+"""The graph that passes work on, and the few questions all of them ask it.
+
+A captured graph is an ordinary, runnable ``GraphModule``. Every parameter and buffer of the model is a ``get_attr``
+node, every other input a placeholder, and every node carries its fake value in ``meta["val"]``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
+
+from fxquant.annotation import Note, note_of, write_note
+
+VALUE_KEY = "val"
+
+
+@dataclass(frozen=True)
+class CapturedWeight:
+    """One parameter or buffer of the captured graph.
+
+    ``name`` is its attribute in the graph module, ``paths`` every name that the model has for it (several if tied; the
+    best guess from Dynamo's source if the model is not known), ``position`` its place in the original flat argument list.
+    ``input_meta`` is the original placeholder's meta: marks such as Dynamo's static-input mark travel in it.
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    position: int
+    is_parameter: bool
+    input_meta: dict[str, Any] = field(default_factory=dict, compare=False, hash=False)
+
+
+@dataclass
+class CapturedGraph:
+    """The canonical graph and how its inputs map to the arguments that the caller passes.
+
+    ``inputs[i]`` is the original position of the i-th placeholder. The module's attributes are the parameters and
+    buffers of the set that was captured, until ``release``.
+    """
+
+    gm: GraphModule
+    inputs: tuple[int, ...]
+    weights: tuple[CapturedWeight, ...]
+    argument_count: int
+    break_reason: str = ""
+
+    def weight(self, name: str) -> CapturedWeight:
+        return next(w for w in self.weights if w.name == name)
+
+    def copy(self) -> CapturedGraph:
+        """The same with a graph of its own, for passes to edit; tensors and fake values are shared."""
+        return replace(self, gm=copy_of(self.gm))
+
+    def release(self) -> None:
+        """Let go of the parameters: the graph keeps their fake values only.
+
+        One graph serves many parameter sets; it must not keep the first one alive.
+        """
+        for node in self.gm.graph.find_nodes(op="get_attr"):
+            name = str(node.target)
+            if not isinstance(getattr(self.gm, name), torch._subclasses.FakeTensor):
+                delattr(self.gm, name)
+                setattr(self.gm, name, value_of(node))
+
+
+def copy_of(gm: GraphModule) -> GraphModule:
+    """A GraphModule with its own graph and the same tensors; meta dictionaries are copied, their values are not."""
+    graph = Graph()
+    output = graph.graph_copy(gm.graph, {})
+    if output is not None:
+        graph.output(output)
+    for node, twin in zip(gm.graph.nodes, graph.nodes, strict=True):
+        twin.meta = dict(node.meta)
+    return GraphModule({name: getattr(gm, name) for name in _attribute_names(gm)}, graph)
+
+
+def _attribute_names(gm: GraphModule) -> list[str]:
+    return list(dict.fromkeys(str(n.target) for n in gm.graph.find_nodes(op="get_attr")))
+
+
+def value_of(node: Node) -> Any:
+    """The node's fake value: a FakeTensor, a SymInt, a tuple of them, …"""
+    return node.meta.get(VALUE_KEY)
+
+
+def fake_mode_of(gm: GraphModule) -> FakeTensorMode:
+    """The fake mode that the graph's values belong to."""
+    for node in gm.graph.nodes:
+        value = value_of(node)
+        if isinstance(value, torch._subclasses.FakeTensor):
+            return value.fake_mode
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def infer_value(node: Node, fake_mode: FakeTensorMode) -> Any:
+    """What the node computes on its inputs' fake values. Raises what the operation raises."""
+    args = map_arg(node.args, value_of)
+    kwargs = map_arg(node.kwargs, value_of)
+    with fake_mode, torch.no_grad():
+        if node.op == "call_method":
+            receiver, *rest = args
+            return getattr(receiver, str(node.target))(*rest, **kwargs)
+        if node.op == "call_function":
+            return node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+    raise TypeError(f"no value can be inferred for a {node.op} node")
+
+
+def add_call(
+    graph: Graph, target: Callable[..., Any], args: tuple[Any, ...], *, like: Node, made_by: str, kwargs: dict[str, Any] | None = None
+) -> Node:
+    """A new call node with its value inferred; module stack, stack trace and paths are taken from `like`."""
+    node = graph.call_function(target, args, kwargs or {})
+    inherit_meta(node, like, made_by)
+    tensors = [value_of(n) for n in (*node.all_input_nodes, like)]
+    mode = next((t.fake_mode for t in tensors if isinstance(t, torch._subclasses.FakeTensor)), None)
+    node.meta[VALUE_KEY] = infer_value(node, mode or FakeTensorMode(allow_non_fake_inputs=True))
+    return node
+
+
+def inherit_meta(node: Node, like: Node, made_by: str) -> None:
+    """Give a new node the provenance of the one that it stands for."""
+    for key in ("nn_module_stack", "stack_trace", "source_fn_stack"):
+        if key in like.meta:
+            node.meta[key] = like.meta[key]
+    old = note_of(like)
+    story = old.made_by if made_by in old.made_by else (*old.made_by, made_by)
+    write_note(node, Note(old.paths, old.spec, old.reason, story, old.kernel, old.source or source_line(like)))
+
+
+def refresh_values(gm: GraphModule, changed: Iterable[Node]) -> list[Node]:
+    """Recompute the values downstream of `changed`; returns the nodes that can no longer run on them."""
+    mode = fake_mode_of(gm)
+    stale = set(changed)
+    broken = []
+    for node in gm.graph.nodes:
+        if node.op not in ("call_function", "call_method") or not any(n in stale for n in node.all_input_nodes):
+            continue
+        try:
+            value = infer_value(node, mode)
+        except (RuntimeError, ValueError, TypeError):
+            broken.append(node)
+            continue
+        if _layout(value) != _layout(value_of(node)):
+            node.meta[VALUE_KEY] = value
+            stale.add(node)
+    return broken
+
+
+def _layout(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return (value.dtype, tuple(map(str, value.shape)), tuple(map(str, value.stride())))
+    if isinstance(value, (tuple, list)):
+        return tuple(_layout(v) for v in value)
+    return str(value)
+
+
+_IMPURE = re.compile(r"rand|dropout|bernoulli|empty|_$")
+
+
+def constant_nodes(gm: GraphModule) -> set[Node]:
+    """Nodes whose value depends on parameters and buffers only: what folding may compute ahead of the call."""
+    constant: set[Node] = set()
+    for node in gm.graph.nodes:
+        if node.op == "get_attr":
+            constant.add(node)
+        elif node.op in ("call_function", "call_method") and node.all_input_nodes:
+            pure = not _IMPURE.search(target_name(node))
+            if pure and all(n in constant for n in node.all_input_nodes):
+                constant.add(node)
+    return constant
+
+
+def mutated_weights(gm: GraphModule) -> set[Node]:
+    """The get_attr nodes that the graph itself writes to (a cache, running statistics): never to be folded."""
+    written: set[Node] = set()
+    for node in gm.graph.nodes:
+        if node.op in ("call_function", "call_method") and re.search(r"[a-z]_$|^setitem$", target_name(node)):
+            written |= _aliases(node.args[0]) if node.args else set()
+    return written
+
+
+def _aliases(value: Any) -> set[Node]:
+    found: set[Node] = set()
+    todo = [value] if isinstance(value, Node) else []
+    while todo:
+        node = todo.pop()
+        if node.op == "get_attr":
+            found.add(node)
+        elif node.op in ("call_function", "call_method"):
+            todo += [a for a in node.args[:1] if isinstance(a, Node)]
+    return found
+
+
+def target_name(node: Node) -> str:
+    """A short stable word for what a node calls: ``linear``, ``aten.linear``, ``fxquant.int8_linear``, ``view``."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return f"{target.namespace}.{target._schema.name.split('::')[1]}"
+    if isinstance(target, str):
+        return target
+    return getattr(target, "__name__", str(target))
+
+
+def source_line(node: Node) -> str:
+    """``file.py:line`` of the user's code that made the node; empty if unknown."""
+    places = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    if not places:
+        return ""
+    file, line = places[-1]
+    return f"{file.rsplit('/', 1)[-1]}:{line}"
+
+
+def constant_inputs(nodes: Sequence[Node]) -> list[Node]:
+    """The get_attr nodes that the given constant nodes are computed from, in graph order."""
+    seen: set[Node] = set()
+    todo = list(nodes)
+    while todo:
+        node = todo.pop()
+        if node not in seen:
+            seen.add(node)
+            todo += node.all_input_nodes
+    return [n for n in nodes[0].graph.nodes if n in seen and n.op == "get_attr"] if nodes else []

@@ -1,0 +1,9 @@
+"""Lowering: from the quantized reference graph to kernels, and on to something that runs."""
+
+from __future__ import annotations
+
+from fxquant.lowering.bind import Binding, BoundRecipe, Original, Packed, bind
+from fxquant.lowering.execute import to_eager, to_inductor
+from fxquant.lowering.select import select_kernels
+
+__all__ = ["Binding", "BoundRecipe", "Original", "Packed", "bind", "select_kernels", "to_eager", "to_inductor"]

@@ -1,0 +1,143 @@
+"""The last step of lowering: weights become inputs again, packed ones in the place of float ones.
+
+One Dynamo graph serves many parameter sets, so a lowered graph holds no weight. Each placeholder is either an
+original argument or an output of a recipe that the weight store applies to original arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from fxquant.annotation import note_of, write_note
+from fxquant.folding import FoldedConstant, folded_constants
+from fxquant.graphs import VALUE_KEY, CapturedGraph, value_of
+from fxquant.lowering.rules import INT8_PACK
+from fxquant.weights import Recipe
+
+
+@dataclass(frozen=True)
+class Original:
+    """A placeholder that takes the argument at `position` of the captured graph's flat arguments."""
+
+    position: int
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A placeholder that takes output `output` of recipe number `recipe`."""
+
+    recipe: int
+    output: int
+
+
+@dataclass(frozen=True)
+class BoundRecipe:
+    """A recipe and the positions of the parameters that it is applied to.
+
+    ``folded`` holds what ``recipe.fold`` gives for the parameter set that was captured, if it was evaluated.
+    """
+
+    recipe: Recipe
+    sources: tuple[int, ...]
+    folded: tuple[Tensor, ...] | None
+
+
+@dataclass(frozen=True)
+class Binding:
+    """How the lowered graph is called: one entry in `arguments` for each placeholder, in order."""
+
+    arguments: tuple[Original | Packed, ...]
+    recipes: tuple[BoundRecipe, ...]
+
+
+def bind(gm: GraphModule, captured: CapturedGraph) -> Binding:
+    """Turn every get_attr of the graph into a placeholder, and say what each placeholder takes."""
+    arguments: list[Original | Packed] = [Original(position) for position in captured.inputs]
+    positions = {w.name: w.position for w in captured.weights}
+    last = _last_placeholder(gm)
+    recipes: list[BoundRecipe] = []
+    for constant, nodes in _folded_groups(gm).values():
+        outputs = _runtime_outputs(constant, nodes)
+        recipes.append(_bound_recipe(gm, constant, outputs, positions))
+        for index, (node, _) in enumerate(outputs):
+            last = _become_placeholder(gm, node, last)
+            arguments.append(Packed(len(recipes) - 1, index))
+    for node in gm.graph.find_nodes(op="get_attr"):
+        if not node.users:
+            gm.graph.erase_node(node)
+            continue
+        weight = captured.weight(str(node.target))
+        last = _become_placeholder(gm, node, last)
+        last.meta.update({k: v for k, v in weight.input_meta.items() if k not in last.meta})
+        arguments.append(Original(positions[weight.name]))
+    gm.graph.lint()
+    for name in [*positions, *folded_constants(gm)]:
+        if hasattr(gm, name):
+            delattr(gm, name)
+    gm.recompile()
+    return Binding(tuple(arguments), tuple(recipes))
+
+
+def _folded_groups(gm: GraphModule) -> dict[int, tuple[FoldedConstant, list[Node]]]:
+    groups: dict[int, tuple[FoldedConstant, list[Node]]] = {}
+    by_name = folded_constants(gm)
+    for node in gm.graph.find_nodes(op="get_attr"):
+        constant = by_name.get(str(node.target))
+        if constant is not None and node.users:
+            groups.setdefault(id(constant), (constant, []))[1].append(node)
+    return groups
+
+
+def _runtime_outputs(constant: FoldedConstant, nodes: Sequence[Node]) -> list[tuple[Node, int]]:
+    """The nodes whose values the graph needs at run time: a layout of a folded tensor, or the tensor itself."""
+    outputs: list[tuple[Node, int]] = []
+    for node in nodes:
+        index = constant.names.index(str(node.target))
+        layouts = [user for user in node.users if user.target is INT8_PACK]
+        outputs += [(layout, index) for layout in layouts]
+        if len(layouts) < len(node.users):
+            outputs.append((node, index))
+    return outputs
+
+
+def _bound_recipe(
+    gm: GraphModule, constant: FoldedConstant, outputs: Sequence[tuple[Node, int]], positions: dict[str, int]
+) -> BoundRecipe:
+    plan = tuple((node.target if node.op == "call_function" else None, index) for node, index in outputs)
+    words = [f"{'int8_pack' if op else 'plain'}({index})" for op, index in plan]
+    where = note_of(outputs[0][0]).path or constant.sources[0]
+    quantizes = any(t.dtype in (torch.int8, torch.uint8) for t in (value_of(n) for n, _ in outputs))
+    recipe = Recipe(f"{constant.key} | {','.join(words)}", constant.expression, _packer(plan), where, quantizes)
+    held = tuple(getattr(gm, name) for name in constant.names)
+    evaluated = not any(isinstance(t, torch._subclasses.FakeTensor) for t in held)
+    return BoundRecipe(recipe, tuple(positions[s] for s in constant.sources), held if evaluated else None)
+
+
+def _packer(plan: Sequence[tuple[object, int]]) -> Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    def pack(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(op(tensors[i]) if callable(op) else tensors[i] for op, i in plan)
+
+    return pack
+
+
+def _last_placeholder(gm: GraphModule) -> Node | None:
+    placeholders = gm.graph.find_nodes(op="placeholder")
+    return placeholders[-1] if placeholders else None
+
+
+def _become_placeholder(gm: GraphModule, node: Node, last: Node | None) -> Node:
+    suffix = "_packed" if node.target is INT8_PACK else ""
+    base = str(node.target) if node.op == "get_attr" else str(node.args[0]).removesuffix("_codes")
+    point = gm.graph.inserting_after(last) if last is not None else gm.graph.inserting_before(next(iter(gm.graph.nodes)))
+    with point:
+        made = gm.graph.placeholder(base + suffix)
+    made.meta[VALUE_KEY] = value_of(node)
+    write_note(made, note_of(node))
+    node.replace_all_uses_with(made)
+    gm.graph.erase_node(node)
+    return made

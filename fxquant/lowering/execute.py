@@ -1,0 +1,35 @@
+"""Executors: the lowered graph as a callable, run node by node or compiled by Inductor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from fxquant.graphs import value_of
+
+Executable = Callable[..., Any]
+
+
+def to_eager(gm: GraphModule) -> Executable:
+    """The graph's own generated Python: every operation runs in eager torch."""
+    return gm.forward
+
+
+def to_inductor(gm: GraphModule, mode: str | None = None) -> Executable:
+    """The graph compiled by Inductor for inference, with the settings of one of torch's modes.
+
+    Inductor gets a fresh GraphModule: on one that Dynamo made, AOTAutograd insists on Dynamo's book-keeping of
+    parameters. The example inputs are the fake values that the graph was captured with, so that symbolic sizes stay
+    symbolic and packed weights stay static. Nothing outside this call is configured.
+    """
+    from torch._inductor import list_mode_options
+    from torch._inductor.compile_fx import compile_fx
+
+    fresh = GraphModule(dict(gm.named_buffers()), gm.graph)
+    examples = [value_of(node) for node in gm.graph.find_nodes(op="placeholder")]
+    patches = list_mode_options(mode) if mode else None
+    with torch.no_grad():
+        return compile_fx(fresh, examples, config_patches=patches)  # pyright: ignore[reportReturnType]

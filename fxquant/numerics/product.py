@@ -1,0 +1,29 @@
+"""Products with int8 codes, the same on every device and under autocast."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# 127 * 127 * 1040 < 2**24: so many products of codes sum up exactly in float32, in whatever order (and in TF32 or
+# bf16 too, which hold the codes exactly). Integer matrix products are missing or saturate on some devices; float32 ones
+# are everywhere, and fast.
+EXACT_IN_FLOAT32 = 1024
+# A kernel with unsigned activations sums u8 * s8 in int32: 255 * 127 * 66 000 < 2**31.
+MAX_IN_FEATURES = 66_000
+
+
+def int8_matmul(codes: Tensor, weight_codes: Tensor) -> Tensor:
+    """int8 codes [M, K] times int8 codes [N, K] transposed -> int32 [M, N], exact for |code| <= 127 and K <= 66 000."""
+    total = torch.zeros(codes.shape[0], weight_codes.shape[0], dtype=torch.int32, device=codes.device)
+    for start in range(0, codes.shape[1], EXACT_IN_FLOAT32):
+        part = slice(start, start + EXACT_IN_FLOAT32)
+        total += matmul_float32(codes[:, part], weight_codes[:, part]).to(torch.int32)
+    return total
+
+
+def matmul_float32(x: Tensor, weight_codes: Tensor) -> Tensor:
+    """x [M, K] times weight_codes [N, K] transposed, both widened to float32 -> float32 [M, N]."""
+    # Autocast reaches into an op's reference, and would round sums to bfloat16.
+    with torch.autocast(x.device.type, enabled=False):
+        return x.float() @ weight_codes.float().t()

@@ -1,0 +1,7 @@
+"""The ops `torch.ops.fxquant.*`, declared when this package is imported: schema, fake, reference, gradient."""
+
+from __future__ import annotations
+
+from fxquant.ops import reference
+
+__all__ = ["reference"]

@@ -1,0 +1,79 @@
+"""Argument checks that references and fakes share; each raises a named error."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fxquant.errors import InvalidSpec, ShapeMismatch, UnsupportedActivation
+from fxquant.numerics import MAX_IN_FEATURES, check_shape, packed_shape
+from fxquant.spec import FLOAT8_E4M3FN, FLOAT8_E5M2, INT8, TensorSpec
+
+ACTIVATION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def activation_spec(op: str, text: str) -> TensorSpec:
+    """The spec of a dynamically quantized activation: int8 or float8, symmetric, per token or tensor."""
+    spec = TensorSpec.parse(text)
+    known = spec.format in (INT8, FLOAT8_E4M3FN, FLOAT8_E5M2) and spec.scheme == "symmetric"
+    if not known or spec.granularity.kind not in ("token", "tensor"):
+        raise InvalidSpec(text, f"{op} takes int8 or float8, symmetric, per token or tensor, such as int8/token")
+    return spec
+
+
+def check_activation(op: str, x: Tensor) -> None:
+    """x is float32, bfloat16 or float16 and has at least one dimension."""
+    if x.dtype not in ACTIVATION_DTYPES:
+        raise UnsupportedActivation(op, x.dtype)
+    if x.dim() == 0:
+        raise ShapeMismatch(op, "an activation without dimensions", "one of shape [..., K]")
+
+
+def check_granularity(op: str, x: Tensor, spec: TensorSpec) -> None:
+    """The spec's granularity exists for a tensor of that shape."""
+    problem = check_shape(x.shape, spec.granularity)
+    if problem:
+        raise ShapeMismatch(op, f"a tensor of shape {list(x.shape)} for spec {spec}", f"another shape ({problem})")
+
+
+def check_codes(op: str, name: str, codes: Tensor, ndim: int | None = None) -> None:
+    """Codes are int8, of that many dimensions."""
+    if codes.dtype != torch.int8:
+        raise ShapeMismatch(op, f"{name} of dtype {codes.dtype}", "torch.int8")
+    if ndim is not None and codes.dim() != ndim:
+        raise ShapeMismatch(op, f"{name} of {codes.dim()} dimensions", f"{ndim}")
+    if codes.dim() == 0:
+        raise ShapeMismatch(op, f"{name} without dimensions", "shape [..., K]")
+
+
+def check_packed(op: str, packed: Tensor, out_features: int, in_features: int) -> None:
+    """packed has the int8 layout of codes [out_features, in_features]."""
+    check_codes(op, "packed", packed, 4)
+    wanted = packed_shape(out_features, in_features)
+    if list(packed.shape) != wanted:
+        raise ShapeMismatch(
+            op, f"packed of shape {list(packed.shape)}", f"{wanted} for a weight [{out_features}, {in_features}]"
+        )
+
+
+def check_linear(op: str, x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, in_features: int) -> int:
+    """The tensors of a linear over packed int8 codes fit together. Returns N."""
+    if in_features > MAX_IN_FEATURES:
+        raise ShapeMismatch(
+            op, f"in_features {in_features}", f"at most {MAX_IN_FEATURES}, above which int32 sums may overflow,"
+        )
+    if x.shape[-1] != in_features:
+        raise ShapeMismatch(op, f"an activation of shape {list(x.shape)}", f"last dimension {in_features}")
+    out_features = scale.shape[0] if scale.dim() else 1
+    if scale.dtype != torch.float32 or scale.dim() not in (1, 2) or scale.numel() != out_features:
+        raise ShapeMismatch(
+            op, f"scale of shape {list(scale.shape)} and dtype {scale.dtype}", "float32 of shape [N, 1] or [N]"
+        )
+    check_packed(op, packed, out_features, in_features)
+    if bias is None:
+        return out_features
+    if bias.dtype not in ACTIVATION_DTYPES or list(bias.shape) != [out_features]:
+        raise ShapeMismatch(
+            op, f"bias of shape {list(bias.shape)} and dtype {bias.dtype}", f"a float bias of shape [{out_features}]"
+        )
+    return out_features

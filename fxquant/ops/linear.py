@@ -1,0 +1,219 @@
+"""int8_pack, int8_unpack, and the linears over packed int8 weights.
+
+y = float(sum of code products, exact in int32) * (x_scale * scale) [+ bias], in float32, then rounded once to the
+output dtype. Against float64: |error| <= 3u |x_scale * scale * sum| + u |y| (+ u_out |y|), u = 2**-24. The gradient to x
+is that of a linear over the dequantized weight: exact for weight_only, straight through the rounding for the dynamic one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxquant.errors import GradientsNeedTraining, ShapeMismatch
+from fxquant.numerics import int8_matmul, matmul_float32, pack_int8, packed_shape, unpack_int8
+from fxquant.ops.checks import ACTIVATION_DTYPES, check_activation, check_codes, check_linear, check_packed
+from fxquant.ops.library import declare
+from fxquant.ops.quantize import int8_quantize_per_token
+
+
+def int8_pack(codes: Tensor) -> Tensor:
+    """Codes int8 [N, K] -> packed int8 [ceil(N/64), ceil(K/4) + 1, 64, 4], the layout of numerics.packing."""
+    check_codes("fxquant.int8_pack", "codes", codes, 2)
+    return pack_int8(codes)
+
+
+def _int8_pack_fake(codes: Tensor) -> Tensor:
+    check_codes("fxquant.int8_pack", "codes", codes, 2)
+    return codes.new_empty(packed_shape(*codes.shape))
+
+
+def int8_unpack(packed: Tensor, out_features: int, in_features: int) -> Tensor:
+    """The inverse of int8_pack: codes int8 [out_features, in_features]."""
+    check_packed("fxquant.int8_unpack", packed, out_features, in_features)
+    return unpack_int8(packed, out_features, in_features)
+
+
+def _int8_unpack_fake(packed: Tensor, out_features: int, in_features: int) -> Tensor:
+    check_packed("fxquant.int8_unpack", packed, out_features, in_features)
+    return packed.new_empty([out_features, in_features])
+
+
+def int8_linear_dynamic(
+    x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, in_features: int, isa: int = 0
+) -> Tensor:
+    """Linear of x, quantized per token here, with packed int8 weights.
+
+    x [..., K] float32, bfloat16 or float16; scale float32 [N, 1] or [N]; bias [N] or None. Returns [..., N] in x's
+    dtype. `isa` picks a kernel's instruction set, for tests; the reference has none.
+    """
+    check_activation("fxquant.int8_linear_dynamic", x)
+    check_linear("fxquant.int8_linear_dynamic", x, packed, scale, bias, in_features)
+    codes, x_scale = int8_quantize_per_token(x)
+    return int8_linear(codes, x_scale, packed, scale, bias, in_features, x.dtype)
+
+
+def _int8_linear_dynamic_fake(
+    x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, in_features: int, isa: int = 0
+) -> Tensor:
+    check_activation("fxquant.int8_linear_dynamic", x)
+    out_features = check_linear("fxquant.int8_linear_dynamic", x, packed, scale, bias, in_features)
+    return x.new_empty([*x.shape[:-1], out_features])
+
+
+def int8_linear(
+    codes: Tensor,
+    x_scale: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    in_features: int,
+    dtype: torch.dtype,
+    isa: int = 0,
+) -> Tensor:
+    """Linear of activations already quantized, codes int8 [..., K] and x_scale float32 [..., 1].
+
+    All else as in int8_linear_dynamic. Returns [..., N] in `dtype`.
+    """
+    out_features = _check_quantized(codes, x_scale, packed, scale, bias, in_features, dtype)
+    weight_codes = unpack_int8(packed, out_features, in_features)
+    total = int8_matmul(codes.reshape(_rows(codes), in_features), weight_codes)
+    y = total.float() * (x_scale.reshape(_rows(codes), 1) * scale.reshape(1, out_features))
+    return _finish(y, bias, dtype, [*codes.shape[:-1], out_features])
+
+
+def _int8_linear_fake(
+    codes: Tensor,
+    x_scale: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    in_features: int,
+    dtype: torch.dtype,
+    isa: int = 0,
+) -> Tensor:
+    out_features = _check_quantized(codes, x_scale, packed, scale, bias, in_features, dtype)
+    return codes.new_empty([*codes.shape[:-1], out_features], dtype=dtype)
+
+
+def int8_linear_weight_only(
+    x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, in_features: int, isa: int = 0
+) -> Tensor:
+    """Linear of float x with packed int8 weights: float32 sums of x * code, times scale.
+
+    All else as in int8_linear_dynamic.
+    """
+    check_activation("fxquant.int8_linear_weight_only", x)
+    out_features = check_linear("fxquant.int8_linear_weight_only", x, packed, scale, bias, in_features)
+    weight_codes = unpack_int8(packed, out_features, in_features)
+    y = matmul_float32(x.reshape(_rows(x), in_features), weight_codes) * scale.reshape(1, out_features)
+    return _finish(y, bias, x.dtype, [*x.shape[:-1], out_features])
+
+
+def _int8_linear_weight_only_fake(
+    x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, in_features: int, isa: int = 0
+) -> Tensor:
+    check_activation("fxquant.int8_linear_weight_only", x)
+    out_features = check_linear("fxquant.int8_linear_weight_only", x, packed, scale, bias, in_features)
+    return x.new_empty([*x.shape[:-1], out_features])
+
+
+def _rows(x: Tensor) -> int:
+    # reshape(-1, K) can't tell the rows of an empty tensor.
+    return x.shape[:-1].numel()
+
+
+def _finish(y: Tensor, bias: Tensor | None, dtype: torch.dtype, shape: list[int]) -> Tensor:
+    if bias is not None:
+        y = y + bias.float()
+    return y.to(dtype).reshape(shape)
+
+
+def _check_quantized(
+    codes: Tensor,
+    x_scale: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    in_features: int,
+    dtype: torch.dtype,
+) -> int:
+    op = "fxquant.int8_linear"
+    check_codes(op, "codes", codes)
+    wanted = [*codes.shape[:-1], 1]
+    if x_scale.dtype != torch.float32 or list(x_scale.shape) != wanted:
+        met = f"x_scale of shape {list(x_scale.shape)} and dtype {x_scale.dtype}"
+        raise ShapeMismatch(op, met, f"float32 of shape {wanted}, one scale a token,")
+    if dtype not in ACTIVATION_DTYPES:
+        raise ShapeMismatch(op, f"output dtype {dtype}", "float32, bfloat16 or float16")
+    return check_linear(op, codes, packed, scale, bias, in_features)
+
+
+def _save_weight(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, packed, scale, bias, in_features, _ = inputs
+    ctx.save_for_backward(packed, scale)
+    ctx.in_features, ctx.dtype = in_features, x.dtype
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _linear_backward(op: str) -> Any:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.needs_input_grad[2]:
+            raise GradientsNeedTraining(f"fxquant.{op}, weight scale")
+        packed, scale = ctx.saved_tensors
+        rows = grad.float()
+        grad_x = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            codes = torch.ops.fxquant.int8_unpack.default(packed, scale.shape[0], ctx.in_features)
+            grad_x = (rows @ (codes.float() * scale.reshape(-1, 1))).to(ctx.dtype)
+        if ctx.needs_input_grad[3]:
+            grad_bias = rows.reshape(-1, rows.shape[-1]).sum(0).to(ctx.bias_dtype)
+        return grad_x, None, None, grad_bias, None, None
+
+    return backward
+
+
+def _refuse_int8_linear(ctx: Any, grad: Tensor) -> tuple[None, ...]:
+    raise GradientsNeedTraining("fxquant.int8_linear")
+
+
+def _no_gradient(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
+    return (None,) * len(ctx.needs_input_grad)
+
+
+declare(
+    "int8_pack(Tensor codes) -> Tensor packed",
+    reference=int8_pack,
+    fake=_int8_pack_fake,
+    backward=_no_gradient,
+)
+declare(
+    "int8_unpack(Tensor packed, int out_features, int in_features) -> Tensor codes",
+    reference=int8_unpack,
+    fake=_int8_unpack_fake,
+    backward=_no_gradient,
+)
+declare(
+    "int8_linear_dynamic(Tensor x, Tensor packed, Tensor scale, Tensor? bias, int in_features, int isa=0) -> Tensor",
+    reference=int8_linear_dynamic,
+    fake=_int8_linear_dynamic_fake,
+    backward=_linear_backward("int8_linear_dynamic"),
+    setup_context=_save_weight,
+)
+declare(
+    "int8_linear(Tensor codes, Tensor x_scale, Tensor packed, Tensor scale, Tensor? bias, int in_features, "
+    "ScalarType dtype, int isa=0) -> Tensor",
+    reference=int8_linear,
+    fake=_int8_linear_fake,
+    backward=_refuse_int8_linear,
+)
+declare(
+    "int8_linear_weight_only(Tensor x, Tensor packed, Tensor scale, Tensor? bias, int in_features, int isa=0)"
+    " -> Tensor",
+    reference=int8_linear_weight_only,
+    fake=_int8_linear_weight_only_fake,
+    backward=_linear_backward("int8_linear_weight_only"),
+    setup_context=_save_weight,
+)

@@ -1,0 +1,44 @@
+"""The passes, and the one order in which they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from torch.fx import GraphModule
+
+from fxquant.annotation import PassResult
+from fxquant.errors import FxQuantError, PassFailed
+from fxquant.passes.annotate import Annotate
+from fxquant.passes.base import Pass
+from fxquant.passes.fold_weights import FoldWeights
+from fxquant.passes.fuse_siblings import FuseSiblings
+from fxquant.passes.insert_qdq import InsertQdq
+from fxquant.passes.share_quantize import ShareQuantize
+
+__all__ = ["Annotate", "FoldWeights", "FuseSiblings", "InsertQdq", "Observer", "Pass", "ShareQuantize", "ignore", "run_passes"]
+
+Observer = Callable[[str, GraphModule, PassResult | None], None]
+
+
+def ignore(stage: str, gm: GraphModule, result: PassResult | None) -> None:
+    """The observer that does nothing."""
+
+
+def run_passes(gm: GraphModule, passes: Iterable[Pass], *, observe: Observer = ignore) -> dict[str, PassResult]:
+    """Run the passes in order; the graph is linted after each and shown to `observe`.
+
+    Raises:
+        PassFailed: a pass raised; names it and those that had run before it.
+    """
+    results: dict[str, PassResult] = {}
+    for step in passes:
+        try:
+            results[step.name] = step.run(gm)
+            gm.graph.lint()
+            gm.recompile()
+        except FxQuantError:
+            raise
+        except Exception as error:
+            raise PassFailed(step.name, tuple(results), error) from error
+        observe(step.name, gm, results[step.name])
+    return results

@@ -1,0 +1,112 @@
+"""fuse-siblings: one wide product instead of several narrow ones over the same value."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+
+import torch
+from torch.fx import GraphModule, Node
+
+from fxquant.annotation import Declined, PassResult, amend_note, joined_path, note_of
+from fxquant.graphs import add_call, refresh_values, value_of
+from fxquant.passes.base import Pass
+from fxquant.passes.sites import LINEAR, activation_of, bias_of, linears, place_before, weight_of
+
+_CAT = torch.ops.aten.cat.default
+_SPLIT = torch.ops.aten.split_with_sizes.default
+
+
+@dataclass(frozen=True)
+class FuseSiblings(Pass):
+    """Join the linears that read one value into a single wide linear.
+
+    before:  q = linear(x, Wq)   k = linear(x, Wk)   v = linear(x, Wv)
+    after:   q, k, v = split(linear(x, cat(Wq, Wk, Wv)))
+
+    Siblings are found by walking the users of a value, so any number and any widths join: q/k/v of grouped-query
+    attention, gate/up, the keys and values of cross-attention. Joining never changes a code: every output row keeps
+    its own scale.
+    """
+
+    name = "fuse-siblings"
+
+    def run(self, gm: GraphModule) -> PassResult:
+        result = PassResult()
+        for group in _sibling_groups(gm):
+            if why := _why_not(group):
+                paths = tuple(p for n in group for p in note_of(n).paths[:1])
+                result.declined.append(Declined(joined_path(paths), why, group[0].name))
+            else:
+                _join(gm, group)
+                result.changed += 1
+        gm.graph.eliminate_dead_code()
+        gm.recompile()
+        return result
+
+
+def _sibling_groups(gm: GraphModule) -> list[list[Node]]:
+    by_value: dict[Node, list[Node]] = {}
+    for node in linears(gm):
+        if note_of(node).spec is not None:
+            by_value.setdefault(activation_of(node), []).append(node)
+    return [group for group in by_value.values() if len(group) > 1]
+
+
+def _why_not(group: list[Node]) -> str:
+    specs = list(dict.fromkeys(note_of(n).spec for n in group))
+    weights = [weight_of(n) for n in group]
+    if len(specs) > 1:
+        return "the linears want different specs: " + ", ".join(str(s) for s in specs)
+    if specs[0] is not None and specs[0].weights is not None and specs[0].weights.granularity.kind == "tensor":
+        return "one scale for a whole weight: joining would change the numbers"
+    if len({bias_of(n) is None for n in group}) > 1:
+        return "some of the linears have a bias and some have none"
+    if len({(value_of(w).dtype, value_of(w).device) for w in weights}) > 1:
+        return "the weights differ in dtype or device"
+    biases = [value_of(b) for n in group if (b := bias_of(n)) is not None]
+    if len({(b.dtype, b.dim()) for b in biases}) > 1 or any(b.dim() != 1 for b in biases):
+        return "the biases differ in dtype, or are not vectors"
+    if any(len(w.users) > 1 for w in weights):
+        return "a weight is used elsewhere too (tied or shared)"
+    return ""
+
+
+def _join(gm: GraphModule, group: list[Node]) -> None:
+    graph, first = gm.graph, group[0]
+    weights = [weight_of(n) for n in group]
+    biases = [b for n in group if (b := bias_of(n)) is not None]
+    place_before([*weights, *biases], first)
+    paths = tuple(p for n in group for p in note_of(n).paths)
+    with graph.inserting_before(first):
+        weight = add_call(graph, _CAT, (weights,), like=first, made_by=FuseSiblings.name)
+        bias = add_call(graph, _CAT, (biases,), like=first, made_by=FuseSiblings.name) if biases else None
+        args = (activation_of(first), weight) if bias is None else (activation_of(first), weight, bias)
+        wide = add_call(graph, LINEAR, args, like=first, made_by=FuseSiblings.name)
+        for node in (weight, wide) if bias is None else (weight, bias, wide):
+            amend_note(node, paths=paths)
+        sizes = [int(value_of(w).shape[0]) for w in weights]
+        pieces = add_call(graph, _SPLIT, (wide, sizes, -1), like=first, made_by=FuseSiblings.name)
+        parts = [
+            add_call(graph, operator.getitem, (pieces, i), like=n, made_by=FuseSiblings.name) for i, n in enumerate(group)
+        ]
+    for node in (pieces, *parts):
+        amend_note(node, spec=None)
+    for node, part in zip(group, parts, strict=True):
+        node.replace_all_uses_with(part)
+        graph.erase_node(node)
+    _keep_consumers_running(gm, parts)
+
+
+def _keep_consumers_running(gm: GraphModule, parts: list[Node]) -> None:
+    """A slice of the wide result is strided: where a consumer's `view` can't take that, the slice is copied first."""
+    if not refresh_values(gm, parts):
+        return
+    for part in parts:
+        users = list(part.users)
+        with gm.graph.inserting_after(part):
+            copy = add_call(gm.graph, torch.ops.aten.clone.default, (part,), like=part, made_by=FuseSiblings.name,
+                            kwargs={"memory_format": torch.contiguous_format})
+        for user in users:
+            user.replace_input_with(part, copy)
+        refresh_values(gm, [copy])

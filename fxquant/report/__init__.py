@@ -1,0 +1,23 @@
+"""What a user asks after a compile: how much is quantized, what is not, and why not."""
+
+from __future__ import annotations
+
+from fxquant.report.records import ParameterFacts, Site, Uncovered, parameter_facts
+from fxquant.report.reports import GraphReport, ModelReport
+from fxquant.report.snapshot import Snapshot, snapshot
+from fxquant.report.walk import is_kernel, is_linear, is_site, site_graph
+
+__all__ = [
+    "GraphReport",
+    "ModelReport",
+    "ParameterFacts",
+    "Site",
+    "Snapshot",
+    "Uncovered",
+    "is_kernel",
+    "is_linear",
+    "is_site",
+    "parameter_facts",
+    "site_graph",
+    "snapshot",
+]

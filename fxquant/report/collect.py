@@ -1,0 +1,122 @@
+"""The rows of a graph report, read from the lowered graph and the snapshot of the captured one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.fx import GraphModule, Node
+
+from fxquant.annotation import note_of
+from fxquant.report.records import Site, Uncovered, stable_text, unique
+from fxquant.report.snapshot import FloatSite, Snapshot
+from fxquant.report.walk import (
+    is_by_config,
+    is_linear,
+    is_site,
+    kernel_of,
+    leaf_bytes,
+    op_of,
+    source_of,
+    status_of,
+    weight_leaves,
+)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The sites, the matrices of the graph that no site reads, and the bytes of all sites; shared ones count once."""
+
+    sites: tuple[Site, ...]
+    others: tuple[Uncovered, ...]
+    bytes_before: int
+    bytes_after: int
+
+
+def rows_of(before: Snapshot, lowered: GraphModule) -> Rows:
+    """Read every row of the lowered graph."""
+    leaves = weight_leaves(lowered, before.weights)
+    origins = _origins(before, [node for node in leaves if is_site(node)])
+    read: dict[Node, tuple[str, ...]] = {
+        node: _weights_of(before, node, found, origins.get(node, ())) for node, found in leaves.items()
+    }
+    sites = tuple(
+        _site(before, lowered, node, leaves[node], read[node], max(1, len(origins.get(node, ())))) for node in leaves
+    )
+    covered = {name for names in read.values() for name in names}
+    others = tuple(
+        Uncovered(before.model_names([w.name])[0], w.bytes, _why_unread(w.readers))
+        for w in before.weights.values()
+        if w.is_matrix and w.name not in covered
+    )
+    all_leaves = dict.fromkeys(leaf for found in leaves.values() for leaf in found)
+    after = {str(leaf.target): leaf_bytes(lowered, leaf) for leaf in all_leaves}
+    return Rows(sites, others, before.bytes(sorted(covered)), sum(after.values()))
+
+
+def _site(
+    before: Snapshot, lowered: GraphModule, node: Node, leaves: tuple[Node, ...], weights: tuple[str, ...], members: int
+) -> Site:
+    note, status = note_of(node), status_of(node)
+    float_bytes = before.bytes(weights)
+    quantized = status in ("lowered", "reference")
+    return Site(
+        paths=note.paths,
+        status=status,
+        spec_text="" if note.spec is None else str(note.spec),
+        kernel=kernel_of(node),
+        # With a spec, words such as 'default' say why it has one, not why it runs as it does.
+        reason="" if note.spec is not None and is_by_config(note.reason) else stable_text(note.reason),
+        source=stable_text(source_of(node)),
+        parameter_names=before.model_names(weights),
+        bytes_before=float_bytes,
+        bytes_after=sum(leaf_bytes(lowered, leaf) for leaf in leaves) if quantized else float_bytes,
+        op=op_of(node),
+        members=members,
+        node=node.name,
+    )
+
+
+def _weights_of(
+    before: Snapshot, node: Node, leaves: tuple[Node, ...], origins: tuple[FloatSite, ...]
+) -> tuple[str, ...]:
+    """The float weights that a site of the lowered graph stands for, as attribute names of the captured graph."""
+    direct = [name for leaf in leaves for name in (str(leaf.target), leaf.name) if name in before.weights]
+    known = unique([*(name for origin in origins for name in origin.weights), *direct])
+    is_quantized = is_site(node) and (not is_linear(node) or note_of(node).spec is not None)
+    if is_quantized and not any(before.weights[name].is_matrix for name in known):
+        return unique([*before.inside(note_of(node).paths), *known])
+    return known
+
+
+def _origins(before: Snapshot, sites: list[Node]) -> dict[Node, tuple[FloatSite, ...]]:
+    """Which products of the captured graph each site stands for.
+
+    A site takes one product for each of its paths, in graph order (a shared module has several products under one
+    path). What is then left was joined into the last site of that path.
+    """
+    left = list(before.sites)
+    origins: dict[Node, list[FloatSite]] = {}
+    for node in sites:
+        taken: dict[tuple[str, ...], FloatSite] = {}
+        for origin in left:
+            if _belongs(origin, node):
+                taken.setdefault(origin.paths, origin)
+        origins[node] = list(taken.values())
+        taken_ids = {id(origin) for origin in taken.values()}
+        left = [origin for origin in left if id(origin) not in taken_ids]
+    for origin in left:
+        last = next((node for node in reversed(sites) if _belongs(origin, node)), None)
+        if last is not None:
+            origins[last].append(origin)
+    return {node: tuple(found) for node, found in origins.items()}
+
+
+def _belongs(origin: FloatSite, node: Node) -> bool:
+    paths = note_of(node).paths
+    return set(origin.paths) <= set(paths) if origin.paths else not paths
+
+
+def _why_unread(readers: tuple[str, ...]) -> str:
+    if not readers:
+        return "nothing in the graph reads it"
+    return f"read by {', '.join(readers)}, which is not a linear"

@@ -1,0 +1,108 @@
+"""The rows that reports are made of: plain frozen data."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any, Literal
+
+from torch.nn import Module
+
+from fxquant.annotation import joined_path
+
+Status = Literal["lowered", "reference", "fallback", "skipped", "declined", "float"]
+STATUSES: tuple[Status, ...] = ("lowered", "reference", "fallback", "skipped", "declined", "float")
+QUANTIZED: tuple[Status, ...] = ("lowered", "reference", "fallback")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One product with a weight, and what became of it.
+
+    ``status``: "lowered" runs on a quantized kernel; "reference" on dequantize and the float op; "fallback" on the
+    quantized ops in eager, outside any graph; "skipped" stays float by the configuration; "declined" could not be
+    quantized; "float" stays float because quantized would be slower. ``reason`` says why it is not "lowered".
+    ``members`` counts the products of the model in it, more than one after siblings were joined. ``parameter_names``
+    are the model's names of the float parameters; ``bytes_after`` counts what the site reads in their place.
+    ``op`` is "linear", or the op that was never made one ("embedding", "conv2d"); ``node`` its name in the graph;
+    ``sqnr`` in dB, None if not measured.
+    """
+
+    paths: tuple[str, ...]
+    status: Status
+    spec_text: str = ""
+    kernel: str = ""
+    reason: str = ""
+    source: str = ""
+    parameter_names: tuple[str, ...] = ()
+    bytes_before: int = 0
+    bytes_after: int = 0
+    op: str = "linear"
+    members: int = 1
+    node: str = ""
+    sqnr: float | None = None
+
+    @property
+    def path(self) -> str:
+        """One word for the site: its paths folded, else its source line, else its node."""
+        return joined_path(self.paths) or self.source or self.node
+
+    @property
+    def is_quantized(self) -> bool:
+        return self.status in QUANTIZED
+
+
+@dataclass(frozen=True)
+class Uncovered:
+    """A float parameter that is not quantized: its name, its bytes, and why."""
+
+    name: str
+    bytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class ParameterFacts:
+    """What coverage has to know of a parameter; tied names have the same ``identity``."""
+
+    identity: int
+    bytes: int
+    ndim: int
+    is_float: bool = True
+
+    @property
+    def is_matrix(self) -> bool:
+        """True for what quantization is about: floats with two or more dimensions."""
+        return self.is_float and self.ndim >= 2
+
+
+def parameter_facts(model: Module) -> dict[str, ParameterFacts]:
+    """The facts of every parameter of the model, under every name it has."""
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: ParameterFacts(id(p), p.nbytes, p.dim(), p.is_floating_point()) for name, p in named}
+
+
+def stable_text(text: str) -> str:
+    """The text without what differs between runs or machines: addresses, and the folders of absolute paths."""
+    text = re.sub(r"0x[0-9a-f]{6,}", "0x…", text)
+    return re.sub(r"(?<![\w.])/(?:[^\s/:\"',()]+/)+([^\s/:\"',()]+)", r"\1", text)
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, tuples and mappings as what JSON has; numbers that JSON lacks (inf, nan) as text."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def unique(names: Iterable[str]) -> tuple[str, ...]:
+    """Each name once, in the order of first sight."""
+    return tuple(dict.fromkeys(names))

@@ -1,0 +1,174 @@
+"""Reports as text: how much, where not, why not. Stable: no times, no addresses, no absolute paths."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from fxquant.report.records import STATUSES, Site
+
+if TYPE_CHECKING:
+    from fxquant.report.reports import GraphReport, ModelReport
+
+_WORST = 5
+# A component of a path that is a number: "layers.3.mlp".
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+_BARE_DOOR = (
+    'torch.compile(backend="fxquant") sees graphs only: modules that Dynamo never showed are not in this report.\n'
+    "fxquant.compile(model, config) has the model in hand and names them; fxquant.explain(model, *args) does so "
+    "without compiling."
+)
+
+
+def size_text(count: int) -> str:
+    """Bytes in decimal units: ``412.0 MB``."""
+    if count < 1000:
+        return f"{count} B"
+    value, unit = count / 1e3, "kB"
+    for larger in ("MB", "GB"):
+        if value >= 999.95:
+            value, unit = value / 1e3, larger
+    return f"{value:.1f} {unit}"
+
+
+def folded_names(names: Iterable[str]) -> list[str]:
+    """Names that differ in one number become one: ``layers.{0-3,5}.mlp.down``."""
+    by_template: dict[str, list[tuple[int, ...]]] = {}
+    for name in names:
+        template = _NUMBER.sub("{}", name.replace("{", "{{").replace("}", "}}"))
+        by_template.setdefault(template, []).append(tuple(map(int, _NUMBER.findall(name))))
+    folded = []
+    for template, rows in by_template.items():
+        columns = [sorted(set(column)) for column in zip(*rows, strict=True)]
+        if len(rows) > 1 and sum(len(column) > 1 for column in columns) == 1 and len(set(rows)) == len(rows):
+            folded.append(template.format(*(_ranges(column) for column in columns)))
+        else:
+            folded += [template.format(*row) for row in rows]
+    return folded
+
+
+def _ranges(numbers: list[int]) -> str:
+    if len(numbers) == 1:
+        return str(numbers[0])
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return "{" + ",".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs) + "}"
+
+
+def graph_text(report: GraphReport) -> str:
+    """The summary of one graph, as it stands in ``00-summary.txt``."""
+    lines = [_headline(report), *_site_lines(report.sites)]
+    lines += _declined_lines(report)
+    if report.misses:
+        rows = [(miss.where, f"{miss.reason}{f' (at %{miss.node})' if miss.node else ''}") for miss in report.misses]
+        lines += ["closest misses", *_table(rows)]
+    if report.others:
+        lines += ["weights of other ops, float", *_table(_grouped((row.name, row.reason) for row in report.others))]
+    measured = sorted((s for s in report.sites if s.sqnr is not None), key=lambda s: s.sqnr or 0.0)
+    if measured:
+        lines += ["lowest sqnr", *_table([(s.path, f"{s.sqnr:.1f}dB") for s in measured[:_WORST]])]
+    if report.sets:
+        lines.append(f"serves {len(report.sets) + 1} parameter sets")
+    if report.break_reason:
+        lines.append(f"graph break after it: {report.break_reason}")
+    return "\n".join(lines)
+
+
+def model_text(report: ModelReport) -> str:
+    """The summary of a model: coverage first, then what is not covered, then each graph."""
+    known = report.coverage is not None
+    lines = [_coverage_line(report)] if known else [_count(len(report.graphs), "graph"), _BARE_DOOR]
+    if report.fallbacks:
+        lines += ["modules that run in eager", *_site_lines(report.fallbacks)]
+    if report.uncovered:
+        total = sum(row.bytes for row in report.uncovered)
+        rows = _grouped((row.name, row.reason) for row in report.uncovered)
+        lines += [f"not quantized: {_count(len(report.uncovered), 'parameter')}, {size_text(total)}", *_table(rows)]
+    return "\n\n".join(["\n".join(lines), *(graph_text(graph) for graph in report.graphs)])
+
+
+def _coverage_line(report: ModelReport) -> str:
+    assert report.coverage is not None
+    sizes = f"{size_text(report.quantized_bytes)} of {size_text(report.matrix_bytes)}"
+    return (
+        f"fxquant.{report.door}: {report.coverage:.1%} of the weights quantized "
+        f"({sizes} in parameters with two or more dimensions), "
+        f"{_count(len(report.graphs), 'graph')}, {_count(len(report.fallbacks), 'module')} in eager"
+    )
+
+
+def _headline(report: GraphReport) -> str:
+    counts = report.counts
+    if not counts:
+        line = f"{report.name}: no linears."
+    else:
+        words = ", ".join(f"{count} {status}" for status, count in counts.items())
+        line = f"{report.name}: {_count(sum(counts.values()), 'linear')}: {words}."
+    others = sum(1 for site in report.sites if site.op != "linear")
+    line += f" {_count(others, 'other op')} with weights." if others else ""
+    return f"{line}   weights {size_text(report.bytes_before)} -> {size_text(report.bytes_after)}"
+
+
+def _site_lines(sites: Sequence[Site]) -> list[str]:
+    lines = []
+    lowered = [site for site in sites if site.status == "lowered"]
+    if lowered:
+        lines.append(f"  {'lowered':<10} {', '.join(_kernel_words(lowered))}")
+    rows: list[tuple[str, str, str]] = []
+    for status in STATUSES[1:]:
+        chosen = [site for site in sites if site.status == status]
+        rows += [(status, where, why) for where, why in _grouped((site.path, _why(site)) for site in chosen)]
+    width = max((len(where) for _, where, _ in rows), default=0)
+    lines += [f"  {status:<10} {where:<{width}}  {why}".rstrip() for status, where, why in rows]
+    return lines
+
+
+def _why(site: Site) -> str:
+    reason = site.reason or (f"{site.spec_text}: runs as dequantize + linear" if site.status == "reference" else "")
+    return f"{site.op}: {reason}" if site.op != "linear" else reason
+
+
+def _kernel_words(lowered: list[Site]) -> list[str]:
+    by_kernel: dict[str, list[Site]] = {}
+    for site in lowered:
+        by_kernel.setdefault(site.kernel.split(" ")[0], []).append(site)
+    words = []
+    for kernel, sites in by_kernel.items():
+        groups = [site for site in sites if site.members > 1]
+        fused = f" ({sum(s.members for s in groups)} in {_count(len(groups), 'fused group')})" if groups else ""
+        words.append(f"{sum(s.members for s in sites)} {kernel}{fused}")
+    return words
+
+
+def _declined_lines(report: GraphReport) -> list[str]:
+    told = {(site.path, site.reason) for site in report.sites}
+    fusions: list[tuple[str, str]] = []
+    others: list[tuple[str, str]] = []
+    for step, rows in report.declined.items():
+        chosen = fusions if step.startswith("fuse-") else others
+        untold = [row for row in rows if (row.where, row.reason) not in told]
+        chosen += [(row.where or f"%{row.node}", f"{step}: {row.reason}") for row in untold]
+    lines = ["declined fusions", *_table(_grouped(fusions))] if fusions else []
+    return [*lines, "declined", *_table(_grouped(others))] if others else lines
+
+
+def _grouped(rows: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Rows of one reason stand together, and those that differ in one number become one row."""
+    by_reason: dict[str, list[str]] = {}
+    for where, why in rows:
+        by_reason.setdefault(why, []).append(where)
+    return [(where, why) for why, names in by_reason.items() for where in folded_names(names)]
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
+    width = max(len(where) for where, _ in rows)
+    return [f"  {where:<{width}}  {why}".rstrip() for where, why in rows]
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"

@@ -1,0 +1,218 @@
+"""What stands between a caller and a lowered graph: per call, each parameter is mapped to its packed form.
+
+One graph is called with many parameter sets (equal blocks; a graph break inside a repeated block). A set that wants
+other specs gets its own lowering; a set that changed is packed again.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxquant.annotation import amend_note, note_of
+from fxquant.errors import PathRulesNeedModel
+from fxquant.graphs import CapturedGraph, constant_inputs
+from fxquant.lowering import Binding, Packed
+from fxquant.pipeline import Lowered
+from fxquant.report import GraphReport
+from fxquant.spec import Decision, LinearSpec, QuantConfig
+from fxquant.weights import Entry, Stamp, WeightStore
+
+Names = Mapping[int, tuple[str, ...]]
+Measure = Callable[[CapturedGraph, Sequence[Any], Lowered, Sequence[Any]], dict[str, float]]
+Lower = Callable[[CapturedGraph, Callable[[tuple[str, ...]], Decision]], tuple[Lowered, Callable[..., Any]]]
+
+
+@dataclass(frozen=True)
+class Deciding:
+    """Answers what a site gets, from the config.
+
+    ``names`` gives the model's names for its tensors, by identity, as they are now; None if the model is not known.
+    """
+
+    config: QuantConfig
+    names: Callable[[], Names] | None = None
+
+    def __call__(self, paths: tuple[str, ...]) -> Decision:
+        """The decision for a site; of several paths (a shared module) the first one that a rule singles out counts."""
+        decisions = [self.config.spec_for(path) for path in paths or ("",)]
+        return next((d for d in decisions if d.spec != self.config.default_spec), decisions[0])
+
+
+class ParameterSet:
+    """One set of parameters bound to one lowering: the packed tensors, and how a call's arguments are put together."""
+
+    def __init__(self, weights: Sequence[Tensor], lowered: Lowered, run: Callable[..., Any]) -> None:
+        self.stamp = Stamp(weights)
+        self.run = run
+        self.lowered = lowered
+        self.names: dict[str, str] = {}
+        self.binding: Binding = lowered.binding
+        self.generation = -1
+        self._packed: list[tuple[int, Tensor]] = []
+        self._template: list[int] = [-1 if isinstance(a, Packed) else a.position for a in self.binding.arguments]
+
+    @property
+    def is_further(self) -> bool:
+        """True if it is not the set that the graph was captured with."""
+        return any(old != new for old, new in self.names.items())
+
+    def bind(self, store: WeightStore, args: Sequence[Any], *, first: bool) -> None:
+        """Look every packed weight up in the store (which packs what is missing or stale)."""
+        entries: list[Entry] = []
+        for bound in self.binding.recipes:
+            parameters = [args[p] for p in bound.sources]
+            entries.append(store.entry(bound.recipe, parameters, bound.folded if first else None))
+        self._packed = [
+            (slot, entries[a.recipe].tensors[a.output])
+            for slot, a in enumerate(self.binding.arguments)
+            if isinstance(a, Packed)
+        ]
+        self.generation = store.generation
+
+    def arguments(self, args: Sequence[Any]) -> list[Any]:
+        """The lowered graph's arguments for a call with the original ones."""
+        values = [args[p] if p >= 0 else None for p in self._template]
+        for slot, tensor in self._packed:
+            values[slot] = tensor
+        return values
+
+
+class GraphRunner:
+    """A captured graph that can be called with its original arguments, whatever parameters are among them.
+
+    ``lower`` turns a captured graph and a decision function into a lowering and a callable. Thread-safe.
+    """
+
+    def __init__(self, captured: CapturedGraph, deciding: Deciding, lower: Lower, store: WeightStore) -> None:
+        self._captured = captured
+        self._deciding = deciding
+        self._lower = lower
+        self._store = store
+        self._sets: dict[tuple[int, ...], ParameterSet] = {}
+        self._lowerings: dict[tuple[LinearSpec | None, ...], tuple[Lowered, Callable[..., Any]]] = {}
+        self._lock = threading.RLock()
+        self._measure: Measure | None = None
+        self._sqnr: dict[str, float] = {}
+        self._positions = _site_weight_positions(captured)
+
+    @property
+    def reports(self) -> tuple[GraphReport, ...]:
+        """One report for each lowering, with the parameter sets that it serves."""
+        reports = []
+        for lowered, _ in self._lowerings.values():
+            sets = [s.names for s in self._sets.values() if s.lowered is lowered and s.is_further]
+            report = lowered.report.serving(sets)
+            reports.append(report.with_sqnr(self._sqnr) if self._sqnr else report)
+        return tuple(reports)
+
+    def prepare(self, args: Sequence[Any]) -> None:
+        """Lower for the parameters among `args` now, before the first call."""
+        self._set_for(args)
+        if self._measure is None:
+            self._captured.release()
+
+    def measure_first_call(self, measure: Measure) -> None:
+        """Have the error of each site measured on the first call's arguments. Until then the captured set is kept."""
+        self._measure = measure
+
+    def __call__(self, *args: Any) -> Any:
+        bound = self._set_for(args)
+        if self._measure is not None:
+            self._measure_once(bound, args)
+        if not torch.is_grad_enabled():
+            return bound.run(*bound.arguments(args))
+        with torch.no_grad():
+            return bound.run(*bound.arguments(args))
+
+    def _measure_once(self, bound: ParameterSet, args: Sequence[Any]) -> None:
+        measure, self._measure = self._measure, None
+        if measure is not None:
+            captured_args = [args[p] for p in self._captured.inputs]
+            self._sqnr = measure(self._captured, captured_args, bound.lowered, bound.arguments(args))
+            self._captured.release()
+
+    def _set_for(self, args: Sequence[Any]) -> ParameterSet:
+        weights = [args[p] for p in self._positions]
+        bound = self._sets.get(tuple(map(id, weights)))
+        if bound is not None and bound.generation == self._store.generation and bound.stamp.is_fresh(weights):
+            return bound
+        with self._lock:
+            return self._bind(weights, args)
+
+    def _bind(self, weights: Sequence[Tensor], args: Sequence[Any]) -> ParameterSet:
+        key = tuple(map(id, weights))
+        bound = self._sets.get(key)
+        first = not self._sets
+        if bound is None:
+            names = self._names_of_set(args)
+            bound = self._sets[key] = ParameterSet(weights, *self._lowering_for(names))
+            bound.names = names
+            for weight in weights:
+                weakref.finalize(weight, _drop_set, weakref.ref(self), key).atexit = False
+        else:
+            bound.stamp.update(weights)
+        bound.bind(self._store, args, first=first)
+        return bound
+
+    def _names_of_set(self, args: Sequence[Any]) -> dict[str, str]:
+        """From the captured weights' names to the names that this set's tensors have in the model."""
+        if self._deciding.names is None:
+            return {}
+        names = self._deciding.names()
+        pairs = ((w.paths, names.get(id(args[w.position]), ())) for w in self._captured.weights)
+        return {captured[0]: own[0] for captured, own in pairs if captured and own}
+
+    def _lowering_for(self, names: Mapping[str, str]) -> tuple[Lowered, Callable[..., Any]]:
+        captured = self._captured.copy()
+        if self._lowerings:
+            self._rename(captured, names)
+        specs = tuple(self._deciding(note_of(n).paths).spec for n in _sites(captured))
+        if specs not in self._lowerings:
+            self._lowerings[specs] = self._lower(captured, self._deciding)
+        return self._lowerings[specs]
+
+    def _rename(self, captured: CapturedGraph, names: Mapping[str, str]) -> None:
+        """Give the sites the module paths of this parameter set; the graph was captured with another one's."""
+        if self._deciding.names is None and self._deciding.config.has_path_rules:
+            raise PathRulesNeedModel(self._deciding.config.patterns, "one graph serves several equal modules")
+        moves = {_parent(old): _parent(new) for old, new in names.items()}
+        for node in captured.gm.graph.nodes:
+            amend_note(node, paths=tuple(_moved(path, moves) for path in note_of(node).paths))
+
+
+def _drop_set(runner: weakref.ref[GraphRunner], key: tuple[int, ...]) -> None:
+    if (living := runner()) is not None:
+        living._sets.pop(key, None)
+
+
+def _sites(captured: CapturedGraph) -> list[Any]:
+    return list(captured.gm.graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default))
+
+
+def _site_weight_positions(captured: CapturedGraph) -> list[int]:
+    """Positions of the parameters that products are computed from: biases too, since joined biases are folded."""
+    operands = [n for site in _sites(captured) for n in site.all_input_nodes if n not in _activations(site)]
+    names = {str(n.target) for n in constant_inputs(operands)} if operands else set()
+    return [w.position for w in captured.weights if w.name in names]
+
+
+def _activations(site: Any) -> tuple[Any, ...]:
+    return site.args[:1]
+
+
+def _parent(path: str) -> str:
+    return path.rpartition(".")[0]
+
+
+def _moved(path: str, moves: Mapping[str, str]) -> str:
+    for old, new in moves.items():
+        if path == old or path.startswith(old + "."):
+            return new + path[len(old) :]
+    return path

@@ -1,0 +1,173 @@
+"""The spec of each stage of a graph, as checks that can be run; and the canonical form, said once.
+
+Ops are compared by name, so that a graph can be checked without loading the ops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch._ops import HigherOrderOperator
+from torch.fx import GraphModule, Node
+
+from fxquant.annotation import note_of
+from fxquant.errors import UnloweredSite, VerificationFailed
+from fxquant.graphs import VALUE_KEY, constant_inputs, constant_nodes, target_name, value_of
+from fxquant.spec import TensorSpec
+
+CANONICAL = "aten.linear"
+QUANTIZE_WEIGHT = "fxquant.quantize_weight"
+DEQUANTIZE = "fxquant.dequantize"
+
+_CONVOLUTION = "a convolution: not quantized by this version"
+_EMBEDDING = "an embedding table is looked up, not multiplied: it stays float"
+_RECURRENT = "a recurrent layer: not quantized by this version"
+_BATCHED = "a batched product: not quantized by this version"
+_ATTENTION = "an attention node that could not be taken apart"
+_OTHER = "this form of product is not quantized by this version"
+
+# Every op that multiplies with a weight (or reads one), by its name without namespace: why it stays float if it
+# could not be brought to the canonical form.
+PRODUCTS: dict[str, str] = {
+    **dict.fromkeys(("linear", "mm", "matmul", "__matmul__", "imatmul", "addmm", "inner", "einsum"), _OTHER),
+    **dict.fromkeys(("__rmatmul__", "mv", "addmv", "tensordot", "multi_dot", "linalg_multi_dot"), _OTHER),
+    **dict.fromkeys(("chain_matmul", "bilinear", "kron", "_int_mm", "_scaled_mm", "scaled_mm"), _OTHER),
+    **dict.fromkeys(("addmm_", "addbmm_", "baddbmm_"), "an in-place product: not quantized by this version"),
+    **dict.fromkeys(("bmm", "baddbmm", "addbmm", "_grouped_mm", "grouped_mm", "_scaled_grouped_mm"), _BATCHED),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution", "_convolution", "conv_tbc"), _CONVOLUTION),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _CONVOLUTION),
+    **dict.fromkeys(("embedding", "embedding_bag", "_embedding_bag"), _EMBEDDING),
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell"), _RECURRENT),
+    **dict.fromkeys(("multi_head_attention_forward", "_native_multi_head_attention"), _ATTENTION),
+    "_transformer_encoder_layer_fwd": _ATTENTION,
+}
+_VIEWS = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze", "contiguous", "alias")
+
+
+def captured(gm: GraphModule) -> None:
+    """Check what capture promises: named weights, a value on every node, the one form or a reason on every product."""
+    _common(gm, "captured")
+    constant = constant_nodes(gm)
+    for node in gm.graph.nodes:
+        if multiplies_weight(node, constant) and not is_canonical(node, constant) and not note_of(node).reason:
+            claim = f"{target_name(node)} multiplies with a weight, is not {CANONICAL}, and has no reason"
+            raise VerificationFailed("captured", node.name, claim)
+
+
+def quantized(gm: GraphModule) -> None:
+    """Check that each annotated product reads codes of the annotated spec, through `fxquant.dequantize`."""
+    _common(gm, "quantized")
+    for node in _sites(gm):
+        spec = note_of(node).spec
+        assert spec is not None
+        for side, index, wanted in (("activation", 0, spec.activations), ("weight", 1, spec.weights)):
+            if wanted is not None and (why := _why_not_behind_codes(node.args[index], wanted)):
+                raise VerificationFailed("quantized", node.name, f"its {side} should be {wanted}, but {why}")
+
+
+def lowered(gm: GraphModule, strict: bool) -> None:
+    """Check that no weight is quantized at each call; with `strict`, that no annotated product kept its reference form.
+
+    Raises:
+        UnloweredSite: with `strict`, names the sites that no kernel took.
+    """
+    _common(gm, "lowered")
+    for node in _calls(gm):
+        if target_name(node) == QUANTIZE_WEIGHT:
+            raise VerificationFailed("lowered", node.name, "it quantizes a weight at each call")
+    if strict and (left := list(_sites(gm))):
+        raise UnloweredSite([(_where(n), note_of(n).reason or "no kernel takes it") for n in left])
+
+
+def product_word(node: Node) -> str:
+    """The name in `PRODUCTS` of what the node calls; empty if it is no product."""
+    if node.op not in ("call_function", "call_method"):
+        return ""
+    word = target_name(node).removeprefix("aten.")
+    return word if word in PRODUCTS else ""
+
+
+def multiplies_weight(node: Node, constant: set[Node]) -> bool:
+    """Whether the node brings an activation and a constant of two or more dimensions together in a product."""
+    subgraph = isinstance(node.target, HigherOrderOperator) and any(_is_subgraph(n) for n in node.all_input_nodes)
+    if not subgraph and not product_word(node):
+        return False
+    weights = [n for n in node.all_input_nodes if n in constant]
+    rank = max((v.dim() for n in weights if isinstance(v := value_of(n), torch.Tensor)), default=0)
+    return rank >= 2 and len(weights) < len(node.all_input_nodes)
+
+
+def is_canonical(node: Node, constant: set[Node]) -> bool:
+    """Whether the node is `aten.linear.default(x, w[, b])` with a constant, two-dimensional `w`."""
+    if node.target is not torch.ops.aten.linear.default or node.kwargs or len(node.args) not in (2, 3):
+        return False
+    x, weight, *_ = node.args
+    if not (isinstance(x, Node) and isinstance(weight, Node)):
+        return False
+    return x not in constant and weight in constant and value_of(weight).dim() == 2
+
+
+def _common(gm: GraphModule, stage: str) -> None:
+    try:
+        gm.graph.lint()
+    except (RuntimeError, AssertionError, AttributeError) as error:
+        raise VerificationFailed(stage, "graph", f"lint: {error}") from error
+    for node in gm.graph.nodes:
+        if node.op == "get_attr":
+            _attribute(gm, node, stage)
+        if node.op != "output" and VALUE_KEY not in node.meta and not _is_subgraph(node):
+            raise VerificationFailed(stage, node.name, f"it has no meta[{VALUE_KEY!r}]")
+
+
+def _attribute(gm: GraphModule, node: Node, stage: str) -> None:
+    found: Any = gm
+    for part in str(node.target).split("."):
+        if not hasattr(found, part):
+            raise VerificationFailed(stage, node.name, f"the graph module has no attribute {node.target!r}")
+        found = getattr(found, part)
+    value = value_of(node)
+    same = isinstance(found, torch.Tensor) and isinstance(value, torch.Tensor)
+    if same and (found.shape != value.shape or found.dtype != value.dtype):
+        met = f"{tuple(found.shape)} {found.dtype}"
+        raise VerificationFailed(stage, node.name, f"it holds {met}, its value says {tuple(value.shape)} {value.dtype}")
+
+
+def _why_not_behind_codes(operand: Any, wanted: TensorSpec) -> str:
+    node = operand
+    while isinstance(node, Node) and target_name(node).removeprefix("aten.") in _VIEWS and node.op != "get_attr":
+        node = node.args[0]
+    if not isinstance(node, Node) or target_name(node) != DEQUANTIZE:
+        return f"it is {target_name(node) if isinstance(node, Node) else node!r}, not {DEQUANTIZE}"
+    codes, text = node.args[0], node.args[3]
+    if text != str(wanted):
+        return f"it is dequantized as {text}"
+    assert isinstance(codes, Node)
+    dtype = value_of(codes).dtype
+    return "" if dtype == wanted.code_dtype else f"its codes are {dtype}, not {wanted.code_dtype}"
+
+
+def _sites(gm: GraphModule) -> Iterator[Node]:
+    """Products in reference form that are annotated with a spec."""
+    for node in _calls(gm):
+        if target_name(node) == CANONICAL and note_of(node).spec is not None:
+            yield node
+
+
+def _calls(gm: GraphModule) -> Iterator[Node]:
+    return (n for n in gm.graph.nodes if n.op in ("call_function", "call_method"))
+
+
+def _is_subgraph(node: Node) -> bool:
+    owner = node.graph.owning_module
+    if node.op != "get_attr" or owner is None or "." in str(node.target):
+        return False
+    return isinstance(getattr(owner, str(node.target), None), torch.nn.Module)
+
+
+def _where(node: Node) -> str:
+    note = note_of(node)
+    return note.path or note.source or ", ".join(str(n.target) for n in constant_inputs([node])) or node.name
+
+

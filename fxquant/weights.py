@@ -1,0 +1,180 @@
+"""The weight store: packed weights by the identity of the parameters they come from, shared by all graphs.
+
+Torch hands a compiled graph its parameters anew at every call, and one graph serves many parameter sets. The store
+maps parameters to packed tensors. It holds parameters weakly: an entry goes when one of its parameters goes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxquant import cpu_kernels
+from fxquant.errors import NonFiniteWeight
+
+_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How packed tensors come from parameters.
+
+    ``fold(*parameters)`` quantizes: it gives codes, scales, …; ``pack`` arranges those for a kernel. ``key`` says both in
+    text; equal keys mean equal tensors. ``where`` names the weight in errors. ``quantizes`` is False for a joined bias: inf
+    is an honest value there.
+    """
+
+    key: str
+    fold: Callable[..., tuple[Tensor, ...]] = field(compare=False)
+    pack: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] = field(compare=False)
+    where: str = field(default="", compare=False)
+    quantizes: bool = field(default=True, compare=False)
+
+    def apply(self, parameters: Sequence[Tensor], folded: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
+        """The packed tensors. `folded`: what ``fold`` gives for these parameters, if the caller has it.
+
+        Raises:
+            NonFiniteWeight: a parameter holds NaN or inf.
+        """
+        with torch.no_grad():
+            tensors = self.fold(*parameters) if folded is None else folded
+            if self.quantizes and any(t.is_floating_point() and not bool(torch.isfinite(t).all()) for t in tensors):
+                raise _non_finite(self.where, parameters)
+            return tuple(t.detach() for t in self.pack(tensors))
+
+
+def _non_finite(where: str, parameters: Sequence[Tensor]) -> NonFiniteWeight:
+    for parameter in parameters:
+        bad = torch.nonzero(~torch.isfinite(parameter))
+        if len(bad):
+            return NonFiniteWeight(where, len(bad), bad[0].tolist())
+    return NonFiniteWeight(where, 0, [])  # finite parameters whose expression is not
+
+
+class Stamp:
+    """What a set of tensors looked like: object identity, version, address and a few bytes of each.
+
+    Torch counts some edits of a tensor in ``_version``; edits through ``.data``, numpy, fused optimizers or LoRA
+    merges it does not count. On the CPU a hash over a few elements spread over the tensor sees those that touch the whole
+    tensor. What it can't see: an edit of a few elements through ``.data`` or numpy, and ``.data`` edits on other devices.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.ids = [id(t) for t in tensors]
+        self._counted = [i for i, t in enumerate(tensors) if not t.is_inference()]
+        self._on_cpu = [i for i, t in enumerate(tensors) if t.device.type == "cpu" and t.numel()]
+        self._library = cpu_kernels.load()
+        self.update(tensors)
+
+    def update(self, tensors: Sequence[Tensor]) -> None:
+        """Take the tensors as they are now."""
+        self._pointers = [t.data_ptr() for t in tensors]
+        self._versions = [tensors[i]._version for i in self._counted]
+        addresses = [self._pointers[i] for i in self._on_cpu]
+        spans = [_span_bytes(tensors[i]) for i in self._on_cpu]
+        self._address_table = (ctypes.c_void_p * len(addresses))(*addresses)
+        self._span_table = (ctypes.c_int64 * len(spans))(*spans)
+        self._fingerprint = self._read_fingerprint(tensors)
+
+    def same_objects(self, tensors: Sequence[Tensor]) -> bool:
+        return [id(t) for t in tensors] == self.ids
+
+    def is_fresh(self, tensors: Sequence[Tensor]) -> bool:
+        """True if nothing that can be seen cheaply has changed. The tensors must be the same objects."""
+        return (
+            [t.data_ptr() for t in tensors] == self._pointers
+            and [tensors[i]._version for i in self._counted] == self._versions
+            and self._read_fingerprint(tensors) == self._fingerprint
+        )
+
+    def _read_fingerprint(self, tensors: Sequence[Tensor]) -> Any:
+        if self._library is not None:
+            return self._library.fingerprint(self._address_table, self._span_table, len(self._span_table))
+        return [_sample(tensors[i]) for i in self._on_cpu]
+
+
+def _span_bytes(tensor: Tensor) -> int:
+    """Bytes from the tensor's first element to the end of its last one, gaps included."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
+
+
+def _sample(tensor: Tensor) -> list[float]:
+    """The same idea without the C++ library: a few elements along the diagonal of the tensor."""
+    picks = [torch.linspace(0, size - 1, _SAMPLES).long() for size in tensor.shape]
+    return torch.nan_to_num(tensor.detach()[tuple(picks)].float()).tolist() if picks else [float(tensor)]
+
+
+class Entry:
+    """One packed weight: the tensors, and the stamp of the parameters they were made from."""
+
+    def __init__(self, recipe: Recipe, parameters: Sequence[Tensor], tensors: tuple[Tensor, ...]) -> None:
+        self.recipe = recipe
+        self.tensors = tensors
+        self.stamp = Stamp(parameters)
+
+
+class WeightStore:
+    """Packed weights, by recipe and parameters; weak in the parameters, safe for threads.
+
+    ``packed_count`` counts how often anything was packed: what tests and the report look at.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[tuple[str, tuple[int, ...]], Entry] = {}
+        self._lock = threading.RLock()
+        self.generation = 0
+        self.packed_count = 0
+
+    def entry(
+        self, recipe: Recipe, parameters: Sequence[Tensor], folded: tuple[Tensor, ...] | None = None
+    ) -> Entry:
+        """The packed form of these parameters; packs if it is not there, packs again if they have changed."""
+        key = (recipe.key, tuple(id(p) for p in parameters))
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                entry = self._entries[key] = Entry(recipe, parameters, recipe.apply(parameters, folded))
+                self.packed_count += 1
+                for parameter in parameters:
+                    weakref.finalize(parameter, self._entries.pop, key, None).atexit = False
+            elif not entry.stamp.is_fresh(parameters):
+                entry.tensors = recipe.apply(parameters)
+                entry.stamp.update(parameters)
+                self.packed_count += 1
+                self.generation += 1
+            return entry
+
+    def forget(self, parameters: Sequence[Tensor]) -> int:
+        """Drop every entry that was made from one of these; returns how many. They are packed again at the next call."""
+        ids = {id(p) for p in parameters}
+        with self._lock:
+            gone = [key for key in self._entries if ids & set(key[1])]
+            for key in gone:
+                del self._entries[key]
+            self.generation += 1
+            return len(gone)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of all packed tensors in the store."""
+        return sum(t.nbytes for entry in self._entries.values() for t in entry.tensors)
+
+
+_PROCESS_STORE = WeightStore()
+
+
+def process_store() -> WeightStore:
+    """The store that all graphs of this process share.
+
+    It must outlive any one graph, and Dynamo gives a string backend no object to hang it on: prefill and decode
+    graphs of one model arrive as two unrelated calls. It holds nothing alive but packed forms of living parameters.
+    """
+    return _PROCESS_STORE

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import inspect
+import pickle
+
+import pytest
+
+from fxquant import errors
+from fxquant.errors import (
+    CaptureFailed,
+    ForgottenNoGradWarning,
+    FxQuantError,
+    GradientsNeedTraining,
+    InvalidOption,
+    InvalidSpec,
+    KernelsUnavailableWarning,
+    NonFiniteWeight,
+    PassFailed,
+    PathRulesNeedModel,
+    PatternMatchesNothing,
+    ShapeMismatch,
+    StaleWeight,
+    UnknownFormat,
+    UnknownOption,
+    UnknownPreset,
+    UnloweredSite,
+    UnsupportedActivation,
+    VerificationFailed,
+    nearest,
+)
+
+CASES = [
+    (
+        UnknownFormat("int9", ["int8", "int4"]),
+        ValueError,
+        "unknown number format 'int9'. Did you mean 'int8'? Known: int8, int4.",
+    ),
+    (
+        UnknownPreset("zzz", ["int8wo", "int8dq"]),
+        ValueError,
+        "unknown preset 'zzz'. Known: int8wo, int8dq.",
+    ),
+    (
+        UnknownOption("weigths", ["weights", "rules"]),
+        ValueError,
+        "unknown option 'weigths'. Did you mean 'weights'? Known: weights, rules.",
+    ),
+    (
+        InvalidOption("fuse", 3, "it takes True or False"),
+        ValueError,
+        "option 'fuse' has the value 3: it takes True or False.",
+    ),
+    (InvalidSpec("int8", "it is short"), ValueError, "spec 'int8': it is short."),
+    (
+        PathRulesNeedModel(["lm_head"], "torch.compile(backend='fxquant')"),
+        ValueError,
+        "torch.compile(backend='fxquant'): the patterns 'lm_head' name module paths, which cannot be resolved here. "
+        "Use fxquant.compile(model, config), which has the model in hand, or drop rules, include and exclude.",
+    ),
+    (
+        PatternMatchesNothing(["lm_haed"], ["model.proj", "lm_head"]),
+        ValueError,
+        "no module matches 'lm_haed'. Did you mean 'lm_head'? The model has: model.proj, lm_head. "
+        "A pattern is a glob over the whole module path or a parent of it, such as 'lm_head' or '*.mlp.*'.",
+    ),
+    (
+        GradientsNeedTraining("graph_000, input x"),
+        RuntimeError,
+        "graph_000, input x: a gradient was asked for, but this is inference only. Run it under torch.no_grad() or "
+        "detach its input; quantized layers cannot be trained in this version.",
+    ),
+    (
+        StaleWeight("a.weight", "its data pointer changed"),
+        RuntimeError,
+        "weight 'a.weight' is stale: its data pointer changed after it was quantized, and its codes cannot be made "
+        "again. Compile or quantize the model again after changing its weights.",
+    ),
+    (
+        NonFiniteWeight("a.weight", 1, (3, 4)),
+        ValueError,
+        "weight 'a.weight' holds 1 non-finite value, the first at [3, 4]. Check the checkpoint, or keep this layer "
+        "float with rules={'a.weight': None}.",
+    ),
+    (
+        UnsupportedActivation("linear 'a'", "torch.int64"),
+        TypeError,
+        "linear 'a': the activation has dtype torch.int64, but float32, bfloat16 or float16 is needed. Convert it "
+        "first, or keep this layer float.",
+    ),
+    (
+        ShapeMismatch("int8_linear", "K = 3", "K = 4"),
+        ValueError,
+        "int8_linear: met K = 3, but K = 4 is needed. Check that input and weight belong together.",
+    ),
+    (
+        VerificationFailed("fold-weights", "linear_3", "it has no fake value"),
+        RuntimeError,
+        "after stage 'fold-weights', node 'linear_3' breaks the graph spec: it has no fake value. This is a defect of "
+        "fxquant: please report it with the folder that options={'dump': ...} writes.",
+    ),
+    (
+        PassFailed("lower", ["annotate", "share"], KeyError("w")),
+        RuntimeError,
+        "pass 'lower' failed, after annotate, share: KeyError: 'w' See the graphs so far with options={'dump': ...}.",
+    ),
+    (
+        CaptureFailed("graph_000", "no node has a fake value", "Capture it by Dynamo or torch.export."),
+        RuntimeError,
+        "capture of graph_000: no node has a fake value. Capture it by Dynamo or torch.export.",
+    ),
+    (
+        UnloweredSite([("a", "K = 3"), ("b", "K = 5")]),
+        RuntimeError,
+        "strict: 2 sites would not run on a quantized kernel.\n  a: K = 3\n  b: K = 5\n"
+        "Exclude them by a rule that gives None, or set strict=False.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("error", "builtin", "words"), CASES, ids=[type(case[0]).__name__ for case in CASES])
+def test_says_what_was_met_and_what_to_do(error: FxQuantError, builtin: type[Exception], words: str) -> None:
+    assert str(error) == words
+    assert isinstance(error, builtin)
+    assert isinstance(error, FxQuantError)
+
+
+@pytest.mark.parametrize("error", [case[0] for case in CASES], ids=[type(case[0]).__name__ for case in CASES])
+def test_survives_pickle(error: FxQuantError) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+    assert vars(again) == vars(error)
+
+
+def test_each_error_is_named_and_has_its_words_here() -> None:
+    # Whoever adds an error adds its words; those that only other modules construct are tested with them, but exist.
+    defined = {c for _, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, FxQuantError)}
+    assert {type(case[0]) for case in CASES} <= defined
+    assert all(c.__doc__ for c in defined)
+
+
+def test_first_pass_failing_has_none_before_it() -> None:
+    assert "failed, as the first pass: ValueError: bad" in str(PassFailed("annotate", [], ValueError("bad")))
+
+
+def test_long_lists_of_paths_are_cut() -> None:
+    words = str(PatternMatchesNothing(["x"], [f"layer{i}" for i in range(20)]))
+    assert "layer7 and 12 more" in words
+    assert "layer8" not in words
+
+
+def test_a_model_without_linears_is_said_to_have_none() -> None:
+    assert "The model has: no quantizable module." in str(PatternMatchesNothing(["x"], []))
+
+
+def test_warnings_are_user_warnings_and_say_what_to_do() -> None:
+    kernels = KernelsUnavailableWarning("no C++ compiler was found")
+    assert isinstance(kernels, UserWarning)
+    assert str(kernels) == (
+        "fxquant's compiled kernels are not available: no C++ compiler was found. The reference ops are used: same "
+        "numbers, slower. Install a C++ compiler, or name one in the environment variable CXX."
+    )
+    forgotten = ForgottenNoGradWarning("graph_000")
+    assert isinstance(forgotten, UserWarning)
+    assert "The result carries no gradient. Call it under torch.no_grad()" in str(forgotten)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"), [("INT8", "int8"), ("int_8", "int8"), ("reduce_overhead", "reduce-overhead"), ("qqq", None)]
+)
+def test_nearest(name: str, found: str | None) -> None:
+    assert nearest(name, ["int8", "int4", "reduce-overhead"]) == found

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import fxquant.ops  # noqa: F401  # declares the op that the target asks about
+from fxquant.errors import InvalidOption
+from fxquant.target import Target
+
+
+def test_asks_the_cpu_for_its_instruction_sets() -> None:
+    target = Target.of_this_machine()
+    level = torch.backends.cpu.get_cpu_capability()
+    assert target.device == "cpu"
+    assert target.avx512 or level != "AVX512"
+    assert target.avx2 or level == "DEFAULT"
+    assert target.avx512 or not target.vnni
+
+
+def test_kernel_is_what_the_dispatcher_has() -> None:
+    registered = torch._C._dispatch_has_kernel_for_dispatch_key("fxquant::int8_linear_dynamic", "CPU")
+    assert Target.of_this_machine().has_int8_kernel == registered
+    assert not Target.of_this_machine("cuda:0").has_int8_kernel
+
+
+def test_says_no_kernel_before_any_op_is_declared() -> None:
+    code = "from fxquant.target import Target; assert not Target.of_this_machine().has_int8_kernel"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_refuses_another_device() -> None:
+    with pytest.raises(InvalidOption, match="option 'device' has the value 'meta': it takes 'cpu' or 'cuda'"):
+        Target.of_this_machine("meta")
+
+
+def test_is_frozen_and_hashable() -> None:
+    target = Target("cpu", vnni=True)
+    assert {target: 1}[dataclasses.replace(target)] == 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        target.vnni = False  # pyright: ignore[reportAttributeAccessIssue]

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
     parser.add_argument("--pairs", type=int, default=1000, help="sentence pairs of the retrieval task")
-    parser.add_argument("--rounds", type=int, nargs=2, default=(40, 12), help="timed rounds for batch 1 and batch 32")
+    parser.add_argument("--seconds", type=float, nargs=2, default=(2, 10), help="to time batch 1, and batch 32")
     parser.add_argument("--preset", default="int8dq", help="what to quantize to")
     parser.add_argument("--backend", default="fxquant", help="another Dynamo backend, to see the demo's own noise")
     parser.add_argument("--dump", type=Path, default=Path("fxquant-dump"), help="folder for the graphs of every stage")
@@ -54,7 +54,7 @@ def run(chosen: argparse.Namespace, console: Console) -> None:
             preset=chosen.preset,
             backend=chosen.backend,
             pairs=chosen.pairs,
-            batch_rounds=dict(zip((1, 32), chosen.rounds, strict=True)),
+            batch_seconds=dict(zip((1, 32), chosen.seconds, strict=True)),
             dump=compare.fresh_folder(chosen.dump) if chosen.backend == "fxquant" else chosen.dump,
         )
         model = minilm.load_encoder()
@@ -66,15 +66,16 @@ def run(chosen: argparse.Namespace, console: Console) -> None:
         done(1)
 
         encoders = compare.compile_both(model, settings)
-        inputs = {batch: compare.example(tokenizer, pairs, batch) for batch in settings.batch_rounds}
+        inputs = {batch: compare.example(tokenizer, pairs, batch) for batch in settings.batch_seconds}
         done = step("compile", 2 * len(inputs))
         for tensors in inputs.values():
             compare.warm_up(encoders, tensors, done)
 
         speeds = []
-        for batch, rounds in settings.batch_rounds.items():
-            done = step(f"latency, batch {batch}", rounds + compare.WARMUP)
-            speeds.append(compare.speed(encoders, inputs[batch], rounds, done))
+        for batch, seconds in settings.batch_seconds.items():
+            done = step(f"latency, batch {batch}", 1)
+            speeds.append(compare.speed(encoders, inputs[batch], seconds))
+            done(1)
 
         done = step("retrieval task", 4 * len(pairs.pairs))
         scores = compare.quality(encoders, tokenizer, pairs, max(inputs), done)
@@ -83,7 +84,9 @@ def run(chosen: argparse.Namespace, console: Console) -> None:
     console.print(view.result_table(settings, speeds, sizes, scores))
     if chosen.json is not None:
         chosen.json.write_text(view.as_json(settings, speeds, sizes, scores), encoding="utf-8")
-    console.print(view.notes(settings, pairs, scores, time.perf_counter() - start), highlight=False, soft_wrap=True)
+    console.print(
+        view.notes(settings, pairs, sizes, scores, time.perf_counter() - start), highlight=False, soft_wrap=True
+    )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.timing import Stats, paired, ratio
 from demo.minilm import SentenceEncoder, Tokenizer, embed
-from demo.quality import mean_cosine, mean_reciprocal_rank, recall_at
+from demo.quality import mean_cosine, mean_reciprocal_rank, recall_at, standard_error
 from demo.sentences import PairSet
-from demo.timing import Timing, alternate
-
-WARMUP = 2
-"""Rounds that are not counted, before each timed run."""
 
 Encode = Callable[[Tensor, Tensor], Tensor]
 Advance = Callable[[int], object]
@@ -27,13 +25,13 @@ Advance = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Settings:
-    """What the demo measures. `batch_rounds` maps a batch size to its number of timed rounds."""
+    """What the demo measures. `batch_seconds` maps a batch size to the seconds that its timing takes, about."""
 
     preset: str = "int8dq"
     backend: str = "fxquant"
     tokens: int = 64
     pairs: int = 1000
-    batch_rounds: dict[int, int] = field(default_factory=lambda: {1: 40, 32: 12})
+    batch_seconds: dict[int, float] = field(default_factory=lambda: {1: 2.0, 32: 10.0})
     dump: Path = Path("fxquant-dump")
 
     @property
@@ -49,12 +47,12 @@ class Speed:
     """Time of one call for one batch size, float and quantized."""
 
     batch: int
-    float_: Timing
-    quantized: Timing
+    stats: dict[str, Stats]
+    """By "float" and "quantized"."""
 
     @property
     def ratio(self) -> float:
-        return self.float_.median / self.quantized.median
+        return ratio(self.stats, "float", "quantized")
 
 
 @dataclass(frozen=True)
@@ -67,14 +65,21 @@ class Quality:
     float_recall: float
     quantized_recall: float
     cosine: float
+    mrr_error: float
+    """Standard error of the difference of the two MRRs: what is smaller says nothing."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of weights, float and quantized: of the quantized layers alone, and of the whole model."""
+    """Bytes of weights, float and quantized: of the quantized layers alone, and of the whole model.
+
+    ``kernels`` counts the linear layers by the kernel that runs them, ``linears`` all of them.
+    """
 
     layers: tuple[int, int]
     model: tuple[int, int]
+    kernels: dict[str, int]
+    linears: int
 
     @property
     def rows(self) -> tuple[tuple[str, int, int], ...]:
@@ -105,16 +110,11 @@ def warm_up(encoders: tuple[Encode, Encode], arguments: tuple[Tensor, Tensor], a
 
 
 @torch.no_grad()
-def speed(encoders: tuple[Encode, Encode], arguments: tuple[Tensor, Tensor], rounds: int, advance: Advance) -> Speed:
+def speed(encoders: tuple[Encode, Encode], arguments: tuple[Tensor, Tensor], seconds: float) -> Speed:
     """Both models on the same batch, in turns."""
     float_model, quantized = encoders
-    taken = alternate(
-        {"float": lambda: float_model(*arguments), "quantized": lambda: quantized(*arguments)},
-        rounds=rounds,
-        warmup=WARMUP,
-        advance=lambda: advance(1),
-    )
-    return Speed(arguments[0].shape[0], taken["float"], taken["quantized"])
+    candidates = {"float": lambda: float_model(*arguments), "quantized": lambda: quantized(*arguments)}
+    return Speed(arguments[0].shape[0], paired(candidates, seconds=seconds))
 
 
 def quality(
@@ -132,6 +132,7 @@ def quality(
         float_recall=recall_at(float_q, float_d, 10),
         quantized_recall=recall_at(quant_q, quant_d, 10),
         cosine=mean_cosine(*vectors),
+        mrr_error=standard_error((float_q, quant_q), (float_d, quant_d)),
     )
 
 
@@ -140,10 +141,20 @@ def sizes(model: SentenceEncoder, settings: Settings) -> Sizes | None:
     reports = sorted(settings.dump.glob("graph_*/report.json"))
     if not reports:
         return None
-    sites = [site for site in json.loads(reports[0].read_text(encoding="utf-8"))["sites"] if site["kernel"]]
-    before, after = (sum(site[key] for site in sites) for key in ("bytes_before", "bytes_after"))
+    linears = [s for s in json.loads(reports[0].read_text(encoding="utf-8"))["sites"] if s["op"] == "linear"]
+    kernels: Counter[str] = Counter()
+    for site in linears:
+        if site["kernel"]:
+            kernels[site["kernel"]] += site["members"]
+    quantized = [site for site in linears if site["kernel"]]
+    before, after = (sum(site[key] for site in quantized) for key in ("bytes_before", "bytes_after"))
     whole = sum(parameter.nbytes for parameter in model.parameters())
-    return Sizes(layers=(before, after), model=(whole, whole - before + after))
+    return Sizes(
+        layers=(before, after),
+        model=(whole, whole - before + after),
+        kernels=dict(kernels),
+        linears=sum(site["members"] for site in linears),
+    )
 
 
 def fresh_folder(base: Path) -> Path:

@@ -23,6 +23,12 @@ def mean_reciprocal_rank(queries: Tensor, documents: Tensor) -> float:
     return ranks(queries, documents).double().reciprocal().mean().item()
 
 
+def standard_error(queries: tuple[Tensor, Tensor], documents: tuple[Tensor, Tensor]) -> float:
+    """Standard error of the difference of two models' mean reciprocal ranks, (first, second), query by query."""
+    first, second = (ranks(q, d).double().reciprocal() for q, d in zip(queries, documents, strict=True))
+    return ((first - second).std() / len(first) ** 0.5).item()
+
+
 def mean_cosine(a: Tensor, b: Tensor) -> float:
     """Mean cosine between rows of equal number, [n, width] both."""
     return torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=-1).mean().item()

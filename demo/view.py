@@ -38,8 +38,8 @@ def result_table(settings: Settings, speeds: list[Speed], sizes: Sizes | None, s
     for row in speeds:
         table.add_row(
             f"latency, batch {row.batch}",
-            milliseconds(row.float_.median),
-            milliseconds(row.quantized.median),
+            milliseconds(row.stats["float"].median),
+            milliseconds(row.stats["quantized"].median),
             f"{row.ratio:.2f}x as fast",
         )
     if sizes is not None:
@@ -49,7 +49,7 @@ def result_table(settings: Settings, speeds: list[Speed], sizes: Sizes | None, s
         "retrieval, MRR",
         f"{scores.float_mrr:.4f}",
         f"{scores.quantized_mrr:.4f}",
-        f"{scores.quantized_mrr - scores.float_mrr:+.4f}",
+        f"{scores.quantized_mrr - scores.float_mrr:+.4f} ± {scores.mrr_error:.4f}",
     )
     table.add_row(
         "retrieval, recall at 10",
@@ -61,28 +61,29 @@ def result_table(settings: Settings, speeds: list[Speed], sizes: Sizes | None, s
     return table
 
 
-def notes(settings: Settings, pairs: PairSet, scores: Quality, seconds: float) -> str:
+def notes(settings: Settings, pairs: PairSet, sizes: Sizes | None, scores: Quality, seconds: float) -> str:
     """What the table's figures mean and where to look further."""
     lines = [
         f"machine    {machine()}",
         "latency    medians; the two models took turns in one process, shapes static, rows without padding",
         f"task       {pairs.source}; {scores.queries} queries, {scores.queries} documents",
     ]
-    if settings.backend == "fxquant":
-        lines.append(f"dumps      {settings.dump.resolve()} (start with 00-summary.txt)")
+    if sizes is not None:
+        kernels = ", ".join(f"{count} on {kernel}" for kernel, count in sizes.kernels.items())
+        lines.append(f"layers     {sizes.linears} linear layers: {kernels}")
+        lines.append(f"dumps      {settings.dump.resolve()} (start with graph_000/00-summary.txt)")
     lines.append(f"took       {seconds:.0f} s")
     return "\n".join(lines)
 
 
 def as_json(settings: Settings, speeds: list[Speed], sizes: Sizes | None, scores: Quality) -> str:
-    """The figures for other programs: seconds are medians, sizes bytes."""
+    """The figures for other programs: seconds and bytes."""
     figures = {
         "machine": machine(),
         "preset": settings.preset,
         "backend": settings.backend,
         "tokens": settings.tokens,
-        "seconds": {row.batch: {"float": row.float_.median, "quantized": row.quantized.median} for row in speeds},
-        "spread": {row.batch: {"float": row.float_.spread, "quantized": row.quantized.spread} for row in speeds},
+        "latency": {row.batch: {name: stats.as_json() for name, stats in row.stats.items()} for row in speeds},
         "sizes": None if sizes is None else asdict(sizes),
         "quality": asdict(scores),
     }

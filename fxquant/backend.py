@@ -14,7 +14,7 @@ from fxquant import cpu_kernels
 from fxquant.capture import from_dynamo
 from fxquant.dump import Dumper, measure_sqnr
 from fxquant.errors import PathRulesNeedModel
-from fxquant.gradients import refuse_gradients
+from fxquant.gradients import refuse_gradients, warn_of_grad_mode
 from fxquant.graphs import CapturedGraph
 from fxquant.lowering import to_eager, to_inductor
 from fxquant.passes import ignore
@@ -50,6 +50,7 @@ class QuantizingBackend:
     def __init__(self, config: QuantConfig, names: Callable[[], Names] | None = None) -> None:
         self.config = config
         self.names = names
+        self._warned = False
         self._runners: list[GraphRunner] = []
         self._dumpers: dict[str, Dumper] = {}
 
@@ -58,7 +59,7 @@ class QuantizingBackend:
         return [report for runner in self._runners for report in runner.reports]
 
     def __call__(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        refuse_gradients(_activations(gm, example_inputs))
+        self._check_gradients(gm, example_inputs)
         captured = from_dynamo(gm, example_inputs, self.names() if self.names else None)
         self._refuse_unresolvable_rules(captured)
         runner = GraphRunner(captured, Deciding(self.config, self.names), self._lower, process_store())
@@ -71,6 +72,13 @@ class QuantizingBackend:
             return runner(*args)
 
         return call
+
+    def _check_gradients(self, gm: GraphModule, example_inputs: Sequence[Any]) -> None:
+        refuse_gradients(_activations(gm, example_inputs))
+        wanting = any(isinstance(value, Tensor) and value.requires_grad for value in example_inputs)
+        if wanting and torch.is_grad_enabled() and not self._warned:
+            self._warned = True
+            warn_of_grad_mode("a graph of backend fxquant")
 
     def _refuse_unresolvable_rules(self, captured: CapturedGraph) -> None:
         if self.names is None and self.config.has_path_rules and captured.break_reason:

@@ -69,8 +69,7 @@ class EagerLinear:
             lowered = quantize_graph(captured, self._config, decide, target=target, name=self._path, evaluate=False)
             return lowered, to_eager(lowered.gm)
 
-        names = {id(weight): (f"{self._path}.weight",)}
-        return GraphRunner(captured, Deciding(self._config, names), lower, self._store)
+        return GraphRunner(captured, Deciding(self._config, lambda: {}), lower, self._store)
 
 
 def _graph_of_one_linear(path: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> CapturedGraph:

@@ -26,7 +26,12 @@ def refuse_gradients(activations: Sequence[tuple[str, Tensor]]) -> None:
         if value.requires_grad:
             if not _reaches_parameters_only(value):
                 raise GradientsNeedTraining(name)
-            warnings.warn(ForgottenNoGradWarning(name), stacklevel=3)
+            warn_of_grad_mode(name)
+
+
+def warn_of_grad_mode(where: str) -> None:
+    """Say that the result will carry no gradient though grad mode is on."""
+    warnings.warn(ForgottenNoGradWarning(where), stacklevel=3)
 
 
 def _reaches_parameters_only(value: Tensor) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from fxquant.annotation import amend_note, note_of
 from fxquant.errors import PathRulesNeedModel
 from fxquant.graphs import CapturedGraph, constant_inputs
-from fxquant.lowering import Binding, Packed
+from fxquant.lowering import Packed
 from fxquant.pipeline import Lowered
 from fxquant.report import GraphReport
 from fxquant.spec import Decision, LinearSpec, QuantConfig
@@ -45,33 +45,37 @@ class Deciding:
         return next((d for d in decisions if d.spec != self.config.default_spec), decisions[0])
 
 
+@dataclass(frozen=True)
+class Lowering:
+    """A lowered graph, its callable, and the model's names for its weights (by attribute name) when it was lowered."""
+
+    lowered: Lowered
+    run: Callable[..., Any]
+    paths: Mapping[str, str]
+
+
 class ParameterSet:
     """One set of parameters bound to one lowering: the packed tensors, and how a call's arguments are put together."""
 
-    def __init__(self, weights: Sequence[Tensor], lowered: Lowered, run: Callable[..., Any]) -> None:
+    def __init__(self, weights: Sequence[Tensor], lowering: Lowering, names: Mapping[str, str]) -> None:
         self.stamp = Stamp(weights)
-        self.run = run
-        self.lowered = lowered
-        self.names: dict[str, str] = {}
-        self.binding: Binding = lowered.binding
+        self.lowering = lowering
+        self.names = names
+        self.run = lowering.run
         self.generation = -1
+        self._arguments = lowering.lowered.binding.arguments
         self._packed: list[tuple[int, Tensor]] = []
-        self._template: list[int] = [-1 if isinstance(a, Packed) else a.position for a in self.binding.arguments]
-
-    @property
-    def is_further(self) -> bool:
-        """True if it is not the set that the graph was captured with."""
-        return any(old != new for old, new in self.names.items())
+        self._template: list[int] = [-1 if isinstance(a, Packed) else a.position for a in self._arguments]
 
     def bind(self, store: WeightStore, args: Sequence[Any], *, first: bool) -> None:
         """Look every packed weight up in the store (which packs what is missing or stale)."""
         entries: list[Entry] = []
-        for bound in self.binding.recipes:
+        for bound in self.lowering.lowered.binding.recipes:
             parameters = [args[p] for p in bound.sources]
             entries.append(store.entry(bound.recipe, parameters, bound.folded if first else None))
         self._packed = [
             (slot, entries[a.recipe].tensors[a.output])
-            for slot, a in enumerate(self.binding.arguments)
+            for slot, a in enumerate(self._arguments)
             if isinstance(a, Packed)
         ]
         self.generation = store.generation
@@ -96,7 +100,7 @@ class GraphRunner:
         self._lower = lower
         self._store = store
         self._sets: dict[tuple[int, ...], ParameterSet] = {}
-        self._lowerings: dict[tuple[LinearSpec | None, ...], tuple[Lowered, Callable[..., Any]]] = {}
+        self._lowerings: dict[tuple[LinearSpec | None, ...], Lowering] = {}
         self._lock = threading.RLock()
         self._measure: Measure | None = None
         self._sqnr: dict[str, float] = {}
@@ -106,9 +110,10 @@ class GraphRunner:
     def reports(self) -> tuple[GraphReport, ...]:
         """One report for each lowering, with the parameter sets that it serves."""
         reports = []
-        for lowered, _ in self._lowerings.values():
-            sets = [s.names for s in self._sets.values() if s.lowered is lowered and s.is_further]
-            report = lowered.report.serving(sets)
+        for lowering in self._lowerings.values():
+            sets = [s.names for s in self._sets.values() if s.lowering is lowering]
+            further = [{lowering.paths[a]: path for a, path in names.items()} for names in sets if names != lowering.paths]
+            report = lowering.lowered.report.serving(further)
             reports.append(report.with_sqnr(self._sqnr) if self._sqnr else report)
         return tuple(reports)
 
@@ -126,16 +131,15 @@ class GraphRunner:
         bound = self._set_for(args)
         if self._measure is not None:
             self._measure_once(bound, args)
-        if not torch.is_grad_enabled():
-            return bound.run(*bound.arguments(args))
-        with torch.no_grad():
+        # Below autograd: this is inference, and the autograd key of a custom op costs more than a small product.
+        with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
             return bound.run(*bound.arguments(args))
 
     def _measure_once(self, bound: ParameterSet, args: Sequence[Any]) -> None:
         measure, self._measure = self._measure, None
         if measure is not None:
             captured_args = [args[p] for p in self._captured.inputs]
-            self._sqnr = measure(self._captured, captured_args, bound.lowered, bound.arguments(args))
+            self._sqnr = measure(self._captured, captured_args, bound.lowering.lowered, bound.arguments(args))
             self._captured.release()
 
     def _set_for(self, args: Sequence[Any]) -> ParameterSet:
@@ -152,8 +156,7 @@ class GraphRunner:
         first = not self._sets
         if bound is None:
             names = self._names_of_set(args)
-            bound = self._sets[key] = ParameterSet(weights, *self._lowering_for(names))
-            bound.names = names
+            bound = self._sets[key] = ParameterSet(weights, self._lowering_for(names), names)
             for weight in weights:
                 weakref.finalize(weight, _drop_set, weakref.ref(self), key).atexit = False
         else:
@@ -162,29 +165,30 @@ class GraphRunner:
         return bound
 
     def _names_of_set(self, args: Sequence[Any]) -> dict[str, str]:
-        """From the captured weights' names to the names that this set's tensors have in the model."""
-        if self._deciding.names is None:
-            return {}
-        names = self._deciding.names()
-        pairs = ((w.paths, names.get(id(args[w.position]), ())) for w in self._captured.weights)
-        return {captured[0]: own[0] for captured, own in pairs if captured and own}
+        """The model's name for each weight of this set, by attribute name."""
+        names = self._deciding.names() if self._deciding.names else {}
+        own = {w.name: names.get(id(args[w.position]), w.paths) for w in self._captured.weights}
+        return {name: paths[0] for name, paths in own.items() if paths}
 
-    def _lowering_for(self, names: Mapping[str, str]) -> tuple[Lowered, Callable[..., Any]]:
+    def _lowering_for(self, names: Mapping[str, str]) -> Lowering:
         captured = self._captured.copy()
         if self._lowerings:
-            self._rename(captured, names)
+            captured = self._renamed(captured, names)
         specs = tuple(self._deciding(note_of(n).paths).spec for n in _sites(captured))
         if specs not in self._lowerings:
-            self._lowerings[specs] = self._lower(captured, self._deciding)
+            self._lowerings[specs] = Lowering(*self._lower(captured, self._deciding), names)
         return self._lowerings[specs]
 
-    def _rename(self, captured: CapturedGraph, names: Mapping[str, str]) -> None:
-        """Give the sites the module paths of this parameter set; the graph was captured with another one's."""
+    def _renamed(self, captured: CapturedGraph, names: Mapping[str, str]) -> CapturedGraph:
+        """The graph with the module paths of this parameter set; it was captured with another one's."""
         if self._deciding.names is None and self._deciding.config.has_path_rules:
             raise PathRulesNeedModel(self._deciding.config.patterns, "one graph serves several equal modules")
-        moves = {_parent(old): _parent(new) for old, new in names.items()}
+        moves = {_parent(w.paths[0]): _parent(names[w.name]) for w in captured.weights if w.name in names and w.paths}
         for node in captured.gm.graph.nodes:
-            amend_note(node, paths=tuple(_moved(path, moves) for path in note_of(node).paths))
+            if paths := note_of(node).paths:
+                amend_note(node, paths=tuple(_moved(path, moves) for path in paths))
+        weights = (replace(w, paths=(names[w.name],)) if w.name in names else w for w in captured.weights)
+        return replace(captured, weights=tuple(weights))
 
 
 def _drop_set(runner: weakref.ref[GraphRunner], key: tuple[int, ...]) -> None:

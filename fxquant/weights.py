@@ -45,9 +45,14 @@ class Recipe:
         """
         with torch.no_grad():
             tensors = self.fold(*parameters) if folded is None else folded
-            if self.quantizes and any(t.is_floating_point() and not bool(torch.isfinite(t).all()) for t in tensors):
+            if self.quantizes and any(not _is_finite(t) for t in tensors):
                 raise _non_finite(self.where, parameters)
             return tuple(t.detach() for t in self.pack(tensors))
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Of a scale; codes say nothing (and torch can't ask float8)."""
+    return tensor.dtype is not torch.float32 or bool(torch.isfinite(tensor).all())
 
 
 def _non_finite(where: str, parameters: Sequence[Tensor]) -> NonFiniteWeight:

@@ -156,7 +156,7 @@ LEFT = {
     "embedding": (lambda m, x: F.embedding(x[0].abs().long(), m.w), "an embedding table"),
     "in place": (lambda m, x: torch.zeros_like(x[:, :1]).expand(-1, N).clone().addmm_(x, m.w), "an in-place product"),
     "written weight": (lambda m, x: m.w.mul_(1) is None or x @ m.w, "the model writes to the weight"),
-    "weight by the activation": (lambda m, x: F.linear(m.low_b, x), "the weight is computed from an activation"),
+    "weight by the activation": (lambda m, x: F.linear(m.low_b, x), "the weight stands left of the product"),
 }
 
 
@@ -164,7 +164,8 @@ LEFT = {
 def test_product_that_stays_has_a_reason(form: str) -> None:
     compute, words = LEFT[form]
     model, x = Product(compute), activation(5, K)
-    expected = copy.deepcopy(model)(x).detach()
+    with torch.no_grad():
+        expected = copy.deepcopy(model)(x)
     out, (captured,) = through_capture(model, x, fullgraph=True)
     assert not linears(captured)
     (reason,) = reasons(captured)
@@ -268,27 +269,36 @@ def test_same_tensor_twice_is_one_weight() -> None:
     assert captured.argument_count == 3
 
 
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+        self.w = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inner(x)
+        torch._dynamo.graph_break()
+        return x @ self.w
+
+
 class Broken(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(2))
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
         self.last = nn.Linear(8, 8)
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)
-            torch._dynamo.graph_break()
+        x = self.blocks[1](self.blocks[0](x))
+        torch._dynamo.graph_break()
         return self.last(x)
 
 
 def test_names_survive_a_graph_break() -> None:
     model, x = Broken(), activation(2, 8)
-    out, graphs = through_capture(model, x, names=model_names(model))
+    _, graphs = through_capture(model, x, names=model_names(model))
+    assert len(graphs) > 2
     paths = [path for graph in graphs for path in linear_paths(graph)]
-    assert "last" in paths
-    assert set(paths) <= {"blocks.0.0", "blocks.1.0", "last"}
-    with torch.no_grad():
-        assert torch.equal(out, model(x))
+    assert set(paths) == {"blocks.0.inner.0", "blocks.0.w", "last"}  # one graph serves both blocks
 
 
 def test_break_reason_names_the_line() -> None:
@@ -397,6 +407,7 @@ class Exported(nn.Module):
         return {"y": torch.addmm(self.w[0], y, self.w.t()) + extra["shift"] * extra["n"], "count": self.count + 0}
 
 
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.`:FutureWarning")  # torch's run_decompositions itself
 @pytest.mark.parametrize("decomposed", [False, True])
 def test_export_door(decomposed: bool) -> None:
     model, x, shift = Exported(), activation(5, 8), activation(8)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -100,6 +100,7 @@ def test_values_beyond_the_given_range_saturate() -> None:
 # ---- against the twin
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(width=32), min_size=1, max_size=12))
 def test_codes_and_scale_are_the_twins(values: list[float]) -> None:
     for text, largest in (("int8/token", 127), ("int4/channel", 7)):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fxquant.errors import InvalidOption, InvalidSpec, UnknownFormat, UnknownOption, UnknownPreset
@@ -77,6 +77,7 @@ def test_unknown_format_names_the_nearest() -> None:
         number_format("flaot8_e5m2")
 
 
+@settings(deadline=None)
 @given(st.one_of(st.sampled_from([TENSOR, CHANNEL, TOKEN]), GROUP))
 def test_granularity_round_trip(granularity: Granularity) -> None:
     assert Granularity.parse(str(granularity)) == granularity
@@ -103,6 +104,7 @@ def test_only_a_group_has_a_size() -> None:
 # ---- tensor and linear specs
 
 
+@settings(deadline=None)
 @given(ANY_TENSOR)
 def test_tensor_spec_round_trip(spec: TensorSpec) -> None:
     assert TensorSpec.parse(str(spec)) == spec
@@ -148,6 +150,7 @@ def test_tensor_spec_refuses(text: str, words: str) -> None:
     assert words in str(caught.value)
 
 
+@settings(deadline=None)
 @given(LINEAR)
 def test_linear_spec_round_trip(spec: LinearSpec) -> None:
     assert LinearSpec.parse(str(spec)) == spec
@@ -207,6 +210,7 @@ def test_linear_spec_of_short_forms() -> None:
 # ---- rules
 
 
+@settings(deadline=None)
 @given(RULE)
 def test_rule_round_trip(rule: Rule) -> None:
     assert Rule.parse(str(rule)) == rule
@@ -380,6 +384,7 @@ CONFIG = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(CONFIG)
 def test_json_round_trip(config: QuantConfig) -> None:
     assert QuantConfig.from_json(config.to_json()) == config

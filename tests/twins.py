@@ -1,4 +1,7 @@
-"""Twins of the numerics, written from the formats' definitions in Python floats and float64: slow, and sharing no code with fxquant."""
+"""Twins of the numerics, written from the formats' definitions in Python floats and float64.
+
+Slow, and sharing no code with fxquant.
+"""
 
 from __future__ import annotations
 

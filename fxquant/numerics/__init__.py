@@ -7,10 +7,10 @@ from fxquant.numerics.float8 import encode_float8
 from fxquant.numerics.granules import (
     absolute_range,
     check_shape,
+    combine,
     scale_and_factor,
     scale_shape,
     smallest_range,
-    spread,
     value_range,
 )
 from fxquant.numerics.integer import encode_affine, encode_symmetric
@@ -24,6 +24,7 @@ __all__ = [
     "Codes",
     "absolute_range",
     "check_shape",
+    "combine",
     "decode",
     "encode_affine",
     "encode_float8",
@@ -35,7 +36,6 @@ __all__ = [
     "scale_and_factor",
     "scale_shape",
     "smallest_range",
-    "spread",
     "unpack_int8",
     "value_range",
 ]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fxquant.numerics.granules import spread
+from fxquant.numerics.granules import combine
 from fxquant.spec import TensorSpec
 
 
@@ -28,8 +28,8 @@ def decode(codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: Tensor
     """(codes - zero_point) * scale, computed in float32, then rounded once to `dtype`; contiguous."""
     values = codes.float()
     if spec.scheme == "affine" and zero_point is not None:
-        values = values - spread(zero_point, codes.shape, spec.granularity).float()
-    return (values * spread(scale, codes.shape, spec.granularity)).to(dtype).contiguous()
+        values = combine(torch.sub, values, zero_point.float(), spec.granularity)
+    return combine(torch.mul, values, scale, spec.granularity).to(dtype).contiguous()
 
 
 def no_zero_point(scale: Tensor) -> Tensor:

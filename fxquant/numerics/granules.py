@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -58,11 +59,17 @@ def value_range(x: Tensor, granularity: Granularity) -> tuple[Tensor, Tensor]:
     return torch.minimum(low, zeros), torch.maximum(high, zeros)
 
 
-def spread(scale: Tensor, shape: tuple[int, ...] | torch.Size, granularity: Granularity) -> Tensor:
-    """Scales in a shape that broadcasts against the values."""
+def combine(
+    op: Callable[[Tensor, Tensor], Tensor], values: Tensor, per_granule: Tensor, granularity: Granularity
+) -> Tensor:
+    """op(values, per_granule) with what each granule has, in the shape of the scales, against all of its values."""
     if granularity.kind != "group":
-        return scale
-    return scale.unsqueeze(-1).expand(-1, -1, granularity.size).flatten(1)[:, : shape[1]]
+        return op(values, per_granule)
+    size = granularity.size
+    if values.shape[1] % size == 0:
+        return op(values.unflatten(1, (-1, size)), per_granule.unsqueeze(-1)).flatten(1)
+    spread = per_granule.unsqueeze(-1).expand(-1, -1, size).flatten(1)[:, : values.shape[1]]
+    return op(values, spread)
 
 
 def smallest_range(span: float) -> float:
@@ -91,7 +98,7 @@ def scale_and_factor(extent: Tensor, span: float) -> tuple[Tensor, Tensor]:
 def scaled(x: Tensor, factor: Tensor, granularity: Granularity) -> Tensor:
     """x * factor in float32, a new tensor; 0 throughout a granule whose factor is 0, NaN and infinity included."""
     # Only NaN * 0 and infinity * 0 can be NaN here.
-    return (x.float() * spread(factor, x.shape, granularity)).nan_to_num_(nan=0.0)
+    return combine(torch.mul, x.float(), factor, granularity).nan_to_num_(nan=0.0)
 
 
 def _reduced_dims(ndim: int, granularity: Granularity) -> list[int]:
@@ -105,4 +112,5 @@ def _reduced_dims(ndim: int, granularity: Granularity) -> list[int]:
 
 
 def _pad_columns(x: Tensor, size: int) -> Tensor:
-    return torch.nn.functional.pad(x, (0, -x.shape[1] % size))
+    missing = -x.shape[1] % size
+    return torch.nn.functional.pad(x, (0, missing)) if missing else x  # a pad by nothing copies

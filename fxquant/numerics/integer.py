@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fxquant.numerics.codes import Codes, no_zero_point
-from fxquant.numerics.granules import scale_and_factor, scaled, spread
+from fxquant.numerics.granules import combine, scale_and_factor, scaled
 from fxquant.spec import TensorSpec
 
 
@@ -33,6 +33,6 @@ def encode_affine(x: Tensor, low: Tensor, high: Tensor, spec: TensorSpec) -> Cod
     """
     scale, factor = scale_and_factor(high - low, spec.qmax)
     zero = torch.where(factor != 0, -low * factor, 0.0).round_().clamp(0, spec.qmax)
-    codes = scaled(x, factor, spec.granularity).round_().add_(spread(zero, x.shape, spec.granularity))
+    codes = combine(Tensor.add_, scaled(x, factor, spec.granularity).round_(), zero, spec.granularity)
     codes = codes.clamp_(0, spec.qmax)
     return Codes(codes.to(spec.code_dtype).contiguous(), scale, zero.to(torch.uint8))

@@ -1,8 +1,9 @@
 """int8_pack, int8_unpack, and the linears over packed int8 weights.
 
 y = float(sum of code products, exact in int32) * (x_scale * scale) [+ bias], in float32, then rounded once to the
-output dtype. Against float64: |error| <= 3u |x_scale * scale * sum| + u |y| (+ u_out |y|), u = 2**-24. The gradient to x
-is that of a linear over the dequantized weight: exact for weight_only, straight through the rounding for the dynamic one.
+output dtype. Against float64: |error| <= 3u |x_scale * scale * sum| + u |y| (+ u_out |y|), u = 2**-24. The gradient to
+x is that of a linear over the dequantized weight: exact for weight_only, straight through the rounding of x for the
+dynamic one.
 """
 
 from __future__ import annotations

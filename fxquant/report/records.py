@@ -87,7 +87,7 @@ def parameter_facts(model: Module) -> dict[str, ParameterFacts]:
 def stable_text(text: str) -> str:
     """The text without what differs between runs or machines: addresses, and the folders of absolute paths."""
     text = re.sub(r"0x[0-9a-f]{6,}", "0x…", text)
-    return re.sub(r"(?<![\w.])/(?:[^\s/:\"',()]+/)+([^\s/:\"',()]+)", r"\1", text)
+    return re.sub(r"(?<![\w./])/(?:[^\s/:\"',()]+/)+([^\s/:\"',()]+)", r"\1", text)
 
 
 def plain(value: Any) -> Any:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from fxquant.report.records import STATUSES, Site
+from fxquant.report.records import STATUSES, Site, Uncovered
 
 if TYPE_CHECKING:
     from fxquant.report.reports import GraphReport, ModelReport
@@ -68,7 +68,7 @@ def graph_text(report: GraphReport) -> str:
         rows = [(miss.where, f"{miss.reason}{f' (at %{miss.node})' if miss.node else ''}") for miss in report.misses]
         lines += ["closest misses", *_table(rows)]
     if report.others:
-        lines += ["weights of other ops, float", *_table(_grouped((row.name, row.reason) for row in report.others))]
+        lines += ["weights of other ops, float (size of each)", *_uncovered_lines(report.others)]
     measured = sorted((s for s in report.sites if s.sqnr is not None), key=lambda s: s.sqnr or 0.0)
     if measured:
         lines += ["lowest sqnr", *_table([(s.path, f"{s.sqnr:.1f}dB") for s in measured[:_WORST]])]
@@ -84,11 +84,11 @@ def model_text(report: ModelReport) -> str:
     known = report.coverage is not None
     lines = [_coverage_line(report)] if known else [_count(len(report.graphs), "graph"), _BARE_DOOR]
     if report.fallbacks:
-        lines += ["modules that run in eager", *_site_lines(report.fallbacks)]
+        lines += [f"{_count(len(report.fallbacks), 'module')} in eager", *_site_lines(report.fallbacks)]
     if report.uncovered:
         total = sum(row.bytes for row in report.uncovered)
-        rows = _grouped((row.name, row.reason) for row in report.uncovered)
-        lines += [f"not quantized: {_count(len(report.uncovered), 'parameter')}, {size_text(total)}", *_table(rows)]
+        title = f"not quantized: {_count(len(report.uncovered), 'parameter')}, {size_text(total)} (size of each)"
+        lines += [title, *_uncovered_lines(report.uncovered)]
     return "\n\n".join(["\n".join(lines), *(graph_text(graph) for graph in report.graphs)])
 
 
@@ -98,7 +98,7 @@ def _coverage_line(report: ModelReport) -> str:
     return (
         f"fxquant.{report.door}: {report.coverage:.1%} of the weights quantized "
         f"({sizes} in parameters with two or more dimensions), "
-        f"{_count(len(report.graphs), 'graph')}, {_count(len(report.fallbacks), 'module')} in eager"
+        f"{_count(len(report.graphs), 'graph')}"
     )
 
 
@@ -155,6 +155,10 @@ def _declined_lines(report: GraphReport) -> list[str]:
         chosen += [(row.where or f"%{row.node}", f"{step}: {row.reason}") for row in untold]
     lines = ["declined fusions", *_table(_grouped(fusions))] if fusions else []
     return [*lines, "declined", *_table(_grouped(others))] if others else lines
+
+
+def _uncovered_lines(rows: Iterable[Uncovered]) -> list[str]:
+    return _table(_grouped((row.name, f"{size_text(row.bytes):>8}  {row.reason}") for row in rows))
 
 
 def _grouped(rows: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from demo.quality import mean_cosine, mean_reciprocal_rank, ranks, recall_at
+from demo.quality import mean_cosine, mean_reciprocal_rank, ranks, recall_at, standard_error
 
 
 def test_ranks_count_the_documents_that_score_at_least_as_high() -> None:
@@ -36,3 +36,11 @@ def test_cosine_is_of_directions() -> None:
     b = torch.tensor([[5.0, 0.0], [1.0, 0.0]])
     assert mean_cosine(a, a * 3) == 1.0
     assert mean_cosine(a, b) == 0.5
+
+
+def test_the_error_is_of_the_difference_query_by_query() -> None:
+    documents = torch.eye(2)
+    right, wrong = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+    assert standard_error((right, right), (documents, documents)) == 0.0
+    # differences 1/2 and 0: standard deviation sqrt(1/8), over sqrt(2) queries
+    assert math.isclose(standard_error((right, wrong), (documents, documents)), 0.25, rel_tol=1e-12)

@@ -17,6 +17,15 @@ constexpr int64_t panels(int64_t out_features) { return (out_features + kPanel -
 // Bytes of one packed block: quads(K) rows of 64 x 4 codes and one row of 64 int32 column sums.
 constexpr int64_t panel_bytes(int64_t in_features) { return (quads(in_features) + 1) * kPanel * kQuad; }
 
+constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// Bytes from one staged row to the next: whole vectors, and an odd number of cache lines, because rows a multiple of 4096
+// bytes apart would fall into one set of the L1 cache.
+constexpr int64_t staged_stride(int64_t width, int64_t code_bytes) {
+    const int64_t lines = round_up(width * code_bytes, 64) / 64;
+    return (lines | 1) * 64;
+}
+
 enum class Float : int32_t { f32, bf16, f16 };
 
 // Float rows of x: row r starts at data + r * stride elements and holds `width` values next to each other.

@@ -58,15 +58,6 @@ inline char* scratch(int64_t bytes) {
     return held.at_least(bytes);
 }
 
-constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
-// Bytes from one staged row to the next: whole vectors, and an odd number of cache lines, because rows a multiple of 4096
-// bytes apart would fall into one set of the L1 cache.
-inline int64_t staged_stride(int64_t width, int64_t code_bytes) {
-    const int64_t lines = round_up(width * code_bytes, 64) / 64;
-    return (lines | 1) * 64;
-}
-
 // Every packed block against every row, as tasks of one block x at most kRowBlock rows. Neighbouring tasks share a block, so
 // a thread finds it in its L2. product(task) may run on any thread, in any order.
 template <class Product>

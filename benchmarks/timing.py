@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 
@@ -23,13 +23,13 @@ class Stats:
 
 
 def paired(
-    fns: dict[str, Callable[[], object]], *, seconds: float = 0.5, min_rounds: int = 7, max_rounds: int = 2000
+    fns: Mapping[str, Callable[[], object]], *, seconds: float = 0.5, min_rounds: int = 7, max_rounds: int = 2000
 ) -> dict[str, Stats]:
     """Time the candidates in turns A, B, C, A, B, C, ... and give each one's statistics.
 
-    Each turn calls its candidate as often as fills about 0.2 ms (one call, for most), after one untimed call that brings
-    its own weights back into the cache: what is measured is the candidate called again and again. Rounds go on for about
-    `seconds` in all, but at least `min_rounds`. The garbage collector rests meanwhile.
+    Each turn calls its candidate as often as fills about 0.2 ms (one call, for most), after one untimed call that
+    brings its own weights back into the cache: what is measured is the candidate called again and again. Rounds go on
+    for about `seconds` in all, but at least `min_rounds`. The garbage collector rests meanwhile.
     """
     calls = {name: _calls_per_turn(fn) for name, fn in fns.items()}
     taken: dict[str, list[float]] = {name: [] for name in fns}

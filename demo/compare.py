@@ -83,7 +83,7 @@ class Sizes:
 
     @property
     def rows(self) -> tuple[tuple[str, int, int], ...]:
-        return ("weights of quantized layers", *self.layers), ("weights of the model", *self.model)
+        return ("weights, quantized layers", *self.layers), ("weights, whole model", *self.model)
 
 
 def compile_both(model: SentenceEncoder, settings: Settings) -> tuple[Encode, Encode]:
@@ -113,7 +113,10 @@ def warm_up(encoders: tuple[Encode, Encode], arguments: tuple[Tensor, Tensor], a
 def speed(encoders: tuple[Encode, Encode], arguments: tuple[Tensor, Tensor], seconds: float) -> Speed:
     """Both models on the same batch, in turns."""
     float_model, quantized = encoders
-    candidates = {"float": lambda: float_model(*arguments), "quantized": lambda: quantized(*arguments)}
+    candidates: dict[str, Callable[[], object]] = {
+        "float": lambda: float_model(*arguments),
+        "quantized": lambda: quantized(*arguments),
+    }
     return Speed(arguments[0].shape[0], paired(candidates, seconds=seconds))
 
 

@@ -57,7 +57,7 @@ def result_table(settings: Settings, speeds: list[Speed], sizes: Sizes | None, s
         f"{scores.quantized_recall:.1%}",
         f"{100 * (scores.quantized_recall - scores.float_recall):+.1f} points",
     )
-    table.add_row("cosine of embeddings to float", "1", f"{scores.cosine:.5f}", "")
+    table.add_row("cosine to float", "1", f"{scores.cosine:.5f}", "")
     return table
 
 

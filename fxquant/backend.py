@@ -14,7 +14,7 @@ from fxquant import cpu_kernels
 from fxquant.capture import from_dynamo
 from fxquant.dump import Dumper, measure_sqnr
 from fxquant.errors import PathRulesNeedModel
-from fxquant.gradients import refuse_gradients, warn_of_grad_mode
+from fxquant.gradients import InferenceOnly
 from fxquant.graphs import CapturedGraph
 from fxquant.lowering import to_eager, to_inductor
 from fxquant.passes import ignore
@@ -47,10 +47,12 @@ class QuantizingBackend:
     ``reports`` has one entry for each graph lowered.
     """
 
-    def __init__(self, config: QuantConfig, names: Callable[[], Names] | None = None) -> None:
+    def __init__(
+        self, config: QuantConfig, names: Callable[[], Names] | None = None, watch: InferenceOnly | None = None
+    ) -> None:
         self.config = config
         self.names = names
-        self._warned = False
+        self._watch = watch or InferenceOnly()
         self._runners: list[GraphRunner] = []
         self._dumpers: dict[str, Dumper] = {}
 
@@ -59,7 +61,7 @@ class QuantizingBackend:
         return [report for runner in self._runners for report in runner.reports]
 
     def __call__(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        self._check_gradients(gm, example_inputs)
+        self._watch_gradients(example_inputs)
         captured = from_dynamo(gm, example_inputs, self.names() if self.names else None)
         self._refuse_unresolvable_rules(captured)
         runner = GraphRunner(captured, Deciding(self.config, self.names), self._lower, process_store())
@@ -69,16 +71,14 @@ class QuantizingBackend:
         self._runners.append(runner)
 
         def call(*args: Any) -> Any:  # Dynamo wants a plain function
+            self._watch_gradients(args)
             return runner(*args)
 
         return call
 
-    def _check_gradients(self, gm: GraphModule, example_inputs: Sequence[Any]) -> None:
-        refuse_gradients(_activations(gm, example_inputs))
-        wanting = any(isinstance(value, Tensor) and value.requires_grad for value in example_inputs)
-        if wanting and torch.is_grad_enabled() and not self._warned:
-            self._warned = True
-            warn_of_grad_mode("a graph of backend fxquant")
+    def _watch_gradients(self, inputs: Sequence[Any]) -> None:
+        if torch.is_grad_enabled():
+            self._watch.check("a graph of backend fxquant", inputs)
 
     def _refuse_unresolvable_rules(self, captured: CapturedGraph) -> None:
         if self.names is None and self.config.has_path_rules and captured.break_reason:
@@ -119,14 +119,3 @@ def _device_of(captured: CapturedGraph) -> str:
         if isinstance(value, Tensor):
             return value.device.type
     return "cpu"
-
-
-def _activations(gm: GraphModule, inputs: Sequence[Any]) -> list[tuple[str, Tensor]]:
-    """The inputs that are neither parameters nor buffers, with a name for messages."""
-    named = []
-    for node, value in zip(gm.graph.find_nodes(op="placeholder"), inputs, strict=True):
-        marks = node.meta.get("tensor_dict") or {}
-        static = isinstance(value, torch.nn.Parameter) or "_dynamo_static_input_type" in marks
-        if isinstance(value, Tensor) and not static:
-            named.append((f"the input {node.name}", value))
-    return named

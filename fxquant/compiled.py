@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 from fxquant.backend import QuantizingBackend
 from fxquant.errors import FxQuantError, PatternMatchesNothing
 from fxquant.fallback import Shadow, tensor_names
+from fxquant.gradients import InferenceOnly
 from fxquant.report import ModelReport, parameter_facts
 from fxquant.spec import QuantConfig
 from fxquant.weights import process_store
@@ -29,19 +31,22 @@ class CompiledModel(nn.Module):
         super().__init__()
         self._orig_mod = model
         self.training = model.training
-        self.__dict__["_shadow"] = Shadow(model, config, process_store())
-        self.__dict__["_backend"] = QuantizingBackend(config, partial(tensor_names, model))
-        self.__dict__["_compiled"] = torch.compile(self._shadow.root, backend=self._backend, **torch_compile_kwargs)
+        watch = InferenceOnly()
+        self.__dict__["_shadow"] = Shadow(model, config, process_store(), watch)
+        self.__dict__["_backend"] = QuantizingBackend(config, partial(tensor_names, model), watch)
+        self.__dict__["_compiled"] = torch.compile(self._shadow.root, backend=self._backend, isolate_recompiles=True, **torch_compile_kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model, quantized. Raises fxquant's own errors as they are, not wrapped in Dynamo's."""
-        self._shadow.sync()
+        self._shadow.pull()
         try:
             return self._compiled(*args, **kwargs)
         except torch._dynamo.exc.BackendCompilerFailed as error:
             if isinstance(error.inner_exception, FxQuantError):
                 raise error.inner_exception from None
             raise
+        finally:
+            self._shadow.push()
 
     def train(self, mode: bool = True) -> CompiledModel:
         """Set the mode of the model, and so of this view."""
@@ -51,7 +56,9 @@ class CompiledModel(nn.Module):
 
     def report(self) -> ModelReport:
         """What was quantized, how, and what was not and why. It covers the calls made so far."""
-        return ModelReport.of_model(parameter_facts(self._orig_mod), self._backend.reports, self._shadow.fallbacks)
+        graphs = self._backend.reports
+        seen = {name for graph in graphs for name in graph.fates()}
+        return ModelReport.of_model(parameter_facts(self._orig_mod), graphs, self._shadow.fallbacks(seen))
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -97,7 +104,7 @@ def explain(
     view = CompiledModel(model, resolved)
     with torch.no_grad():
         view(*args, **(kwargs or {}))
-    return view.report()
+    return replace(view.report(), door="explain")
 
 
 def refresh(model: nn.Module) -> int:

@@ -1,16 +1,18 @@
 """What Dynamo never shows us, quantized all the same.
 
-`fxquant.compile` runs a shadow of the user's model: a copy of the module tree in which the parameters, buffers and hooks
-are the user's own objects, and each linear asks where it runs. Under Dynamo it is the plain float product, which the backend
-quantizes in the graph; in eager (a disabled module, a frame that Dynamo gave up) it is the same quantized op, from the very
-first call. The user's modules are never touched.
+`fxquant.compile` runs a shadow of the user's model: each linear has a twin that shares its ``__dict__`` and asks where it
+runs. Under Dynamo it is the plain float product, which the backend quantizes in the graph; in eager (a disabled module, a
+frame that Dynamo gave up) it is the same quantized op, from the very first call. Modules with linears below them have a
+twin whose children are twins; all others are the user's own. The user's modules are never touched.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
+from operator import is_, itemgetter
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from torch.fx import Graph, GraphModule
 
 from fxquant import cpu_kernels
 from fxquant.annotation import Note, write_note
-from fxquant.gradients import refuse_gradients
+from fxquant.gradients import InferenceOnly
 from fxquant.graphs import VALUE_KEY, CapturedGraph, CapturedWeight
 from fxquant.lowering import to_eager
 from fxquant.pipeline import quantize_graph
@@ -38,19 +40,25 @@ class EagerLinear:
     It is the same pipeline and the same weight store, so the numbers and the packed weights are those of the graphs.
     """
 
-    def __init__(self, path: str, config: QuantConfig, store: WeightStore) -> None:
-        self._path = path
+    def __init__(
+        self, paths: tuple[str, ...], config: QuantConfig, store: WeightStore, watch: InferenceOnly
+    ) -> None:
+        self._paths = paths
         self._config = config
         self._store = store
-        self._runners: dict[tuple[torch.dtype, torch.dtype, bool], GraphRunner] = {}
+        self._watch = watch
+        self._runners: dict[Any, GraphRunner] = {}
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        refuse_gradients([("the input of " + self._path, x)])
-        key = (x.dtype, weight.dtype, bias is None)
+        args = (x, weight) if bias is None else (x, weight, bias)
+        if torch.is_grad_enabled():
+            self._watch.check(self._paths[0] or "a linear in eager", args)
+        # What Dynamo would guard on.
+        key = (x.dtype, torch.is_autocast_enabled(x.device.type), *((t.dtype, t.shape, t.stride()) for t in args[1:]))
         runner = self._runners.get(key)
         if runner is None:
-            runner = self._runners[key] = self._make_runner(x, weight, bias)
-        return runner(x, weight) if bias is None else runner(x, weight, bias)
+            runner = self._runners[key] = self._make_runner(args)
+        return runner(*args)
 
     @property
     def site(self) -> Site | None:
@@ -60,20 +68,23 @@ class EagerLinear:
                 return report.sites[0]
         return None
 
-    def _make_runner(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> GraphRunner:
-        captured = _graph_of_one_linear(self._path, x, weight, bias)
+    def _make_runner(self, args: tuple[Tensor, ...]) -> GraphRunner:
+        captured = _graph_of_one_linear(self._paths, *args)
 
         def lower(captured: CapturedGraph, decide: Any) -> Any:
             cpu_kernels.load()
-            target = Target.of_this_machine(weight.device)
-            lowered = quantize_graph(captured, self._config, decide, target=target, name=self._path, evaluate=False)
+            target = Target.of_this_machine(args[1].device)
+            name = self._paths[0] or "linear"
+            lowered = quantize_graph(captured, self._config, decide, target=target, name=name, evaluate=False)
             return lowered, to_eager(lowered.gm)
 
-        return GraphRunner(captured, Deciding(self._config, lambda: {}), lower, self._store)
+        runner = GraphRunner(captured, Deciding(self._config, lambda: {}), lower, self._store)
+        runner.prepare(args)
+        return runner
 
 
-def _graph_of_one_linear(path: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> CapturedGraph:
-    graph, attributes = Graph(), {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+def _graph_of_one_linear(paths: tuple[str, ...], x: Tensor, *parameters: Tensor) -> CapturedGraph:
+    graph, attributes = Graph(), dict(zip(("weight", "bias"), parameters, strict=False))
     mode = torch._subclasses.FakeTensorMode()
     x_node = graph.placeholder("x")
     x_node.meta[VALUE_KEY] = mode.from_tensor(x.detach())
@@ -85,111 +96,183 @@ def _graph_of_one_linear(path: str, x: Tensor, weight: Tensor, bias: Tensor | No
     product = graph.call_function(_LINEAR, tuple(operands))
     with mode, torch.no_grad():
         product.meta[VALUE_KEY] = _LINEAR(*(n.meta[VALUE_KEY] for n in operands))
-    write_note(product, Note(paths=(path,)))
+    write_note(product, Note(paths=paths))
     graph.output(product)
-    gm = GraphModule(dict(attributes), graph)
     weights = tuple(
-        CapturedWeight(name, (f"{path}.{name}",), position, isinstance(tensor, nn.Parameter))
+        CapturedWeight(name, tuple(_join(path, name) for path in paths), position, isinstance(tensor, nn.Parameter))
         for position, (name, tensor) in enumerate(attributes.items(), start=1)
     )
-    return CapturedGraph(gm, (0,), weights, 1 + len(weights))
+    return CapturedGraph(GraphModule(dict(attributes), graph), (0,), weights, 1 + len(weights))
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 class ShadowLinear(nn.Linear):
-    """A linear of the shadow tree: the plain product for Dynamo, the quantized op in eager."""
+    """A linear of the shadow tree: the plain product for Dynamo, the quantized op in eager.
 
-    _fxquant_eager: EagerLinear
-    _fxquant_reason: str
+    Its ``__dict__`` is that of the user's linear; what is its own are slots.
+    """
+
+    __slots__ = ("_fxquant_eager", "_fxquant_reason")
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
             return nn.functional.linear(input, self.weight, self.bias)
         if not self._fxquant_reason:
-            self.__dict__["_fxquant_reason"] = _why_in_eager()
+            self._fxquant_reason = _why_in_eager()
         return self._fxquant_eager(input, self.weight, self.bias)
 
 
 def _why_in_eager() -> str:
     """Reads the call stack: the user's line that led here, and whether a torch.compiler.disable stands above it."""
     place, disabled = "", False
+    of_torch = str(Path(torch.__file__).parent)
     frame = sys._getframe(2)
-    while frame is not None:
+    while frame is not None and not disabled:
         file = frame.f_code.co_filename
-        ours = "/torch/" in file or file == __file__
-        if not place and not ours:
-            place = f"{file.rsplit('/', 1)[-1]}:{frame.f_lineno}"
-        if file.endswith("eval_frame.py") and "DisableContext" in frame.f_code.co_qualname:
-            disabled = True
-            break
+        if not place and not file.startswith(of_torch) and file != __file__:
+            place = f"{Path(file).name}:{frame.f_lineno}"
+        # 3.11 names the class of a function; in 3.10 the reason stays the general one.
+        disabled = file.endswith("eval_frame.py") and "DisableContext" in getattr(frame.f_code, "co_qualname", "")
         frame = frame.f_back
     why = "torch.compiler.disable" if disabled else "a frame that Dynamo did not trace (graph break or skipped code)"
     return f"never seen by Dynamo: {why} at {place}; ran in eager on the quantized op"
 
 
-class Shadow:
-    """The shadow of a model, kept in step with it.
+def _is_plain_linear(module: nn.Module) -> bool:
+    """True for a linear that computes what nn.Linear does, from a parameter of its own."""
+    return (
+        isinstance(module, nn.Linear)
+        and type(module).forward is nn.Linear.forward
+        and "forward" not in module.__dict__
+        and module._parameters.get("weight") is not None
+    )
 
-    ``root`` is the module to compile. Before each call ``sync`` looks whether the user replaced a module or changed
-    ``training``, and mends the shadow. Parameters, buffers and hooks need no sync: they live in dictionaries that both share.
-    What a module writes to itself as a plain attribute while it runs lands in the shadow.
+
+class _Container:
+    """A module with linears below it and its twin. Only their children differ; ``_parameters`` and its like are shared.
+
+    A plain attribute (``training``, a flag, a cache) that either side sets is carried over to the other.
     """
 
-    def __init__(self, model: nn.Module, config: QuantConfig, store: WeightStore) -> None:
+    def __init__(self, original: nn.Module, twin: nn.Module) -> None:
+        self.original = original
+        self.twin = twin
+        self._remember()
+
+    def _remember(self) -> None:
+        fields = self.original.__dict__
+        shared = nn.Module().__dict__.keys() - {"training"}
+        self._size = len(fields)
+        self._pick = itemgetter("training", "training", *(name for name in fields if name not in shared))
+        self._known = self._pick(fields)
+
+    def pull(self) -> None:
+        """Carry what the user set on the module over to the twin."""
+        self._carry(self.original.__dict__, self.twin.__dict__)
+
+    def push(self) -> None:
+        """Carry what the twin set on itself while it ran over to the user's module."""
+        self._carry(self.twin.__dict__, self.original.__dict__)
+
+    def _carry(self, source: dict[str, Any], target: dict[str, Any]) -> None:
+        try:
+            if len(source) == self._size and all(map(is_, self._pick(source), self._known)):
+                return
+        except KeyError:  # one attribute went, another came
+            pass
+        target.update({name: value for name, value in source.items() if name != "_modules"})
+        for name in target.keys() - source.keys():
+            del target[name]
+        self._remember()
+
+
+class Shadow:
+    """The shadow of a model, kept in step with it: call ``pull`` before and ``push`` after each run of ``root``."""
+
+    def __init__(
+        self, model: nn.Module, config: QuantConfig, store: WeightStore, watch: InferenceOnly | None = None
+    ) -> None:
         self._model = model
         self._config = config
         self._store = store
-        self.root: nn.Module
-        self._children: list[tuple[dict[str, Any], list[Any]]]
-        self._pairs: list[tuple[nn.Module, nn.Module]] = []
+        self._watch = watch or InferenceOnly()
+        self._twins: dict[int, tuple[nn.Module, nn.Module]] = {}  # by the original's id, which the original keeps alive
+        self._linear_kinds: dict[type, type] = {nn.Linear: ShadowLinear}
         self._mirror()
 
-    def sync(self) -> bool:
-        """Bring the shadow up to date; True if the user had replaced a module."""
-        changed = any(list(live.values()) != known for live, known in self._children)
-        if changed:
-            self._mirror()
-        for original, twin in self._pairs:
-            if original.training is not twin.training:
-                twin.training = original.training
-        return changed
-
     @property
-    def fallbacks(self) -> list[Site]:
-        """The report's rows for the linears that ran in eager."""
+    def root(self) -> nn.Module:
+        """The module to compile; it stays the same one."""
+        return self._twins[id(self._model)][1]
+
+    def pull(self) -> None:
+        """Take over what the user changed on the model: modules replaced, ``training`` and other plain attributes."""
+        for container in self._containers:
+            container.pull()
+        if any(list(live.values()) != known for live, known in self._children):
+            self._mirror()
+
+    def push(self) -> None:
+        """Give the model the plain attributes that its code set while it ran."""
+        for container in self._containers:
+            container.push()
+
+    def fallbacks(self, seen: Collection[str]) -> list[Site]:
+        """The report's rows for the linears that ran in eager; `seen` are the parameters that graphs report on.
+
+        A linear with a forward of its own is left alone in eager; it has a row if no graph has seen it.
+        """
         rows = []
-        for _, twin in self._pairs:
-            if isinstance(twin, ShadowLinear) and (site := twin._fxquant_eager.site):
-                status = "fallback" if site.is_quantized else site.status
-                rows.append(replace(site, status=status, reason=twin._fxquant_reason, source=""))
+        for path, module in self._model.named_modules():
+            _, twin = self._twins.get(id(module), (module, module))
+            weight = _join(path, "weight")
+            if isinstance(twin, ShadowLinear):
+                if site := twin._fxquant_eager.site:
+                    status = "fallback" if site.is_quantized else site.status
+                    rows.append(replace(site, status=status, reason=twin._fxquant_reason, source=""))
+            elif isinstance(module, nn.Linear) and weight not in seen:
+                why = f"{type(module).__name__} has a forward of its own, which is left as it is"
+                rows.append(Site((path,), "declined", reason=f"never seen by Dynamo: {why}", parameter_names=(weight,)))
         return rows
 
     def _mirror(self) -> None:
         """Make the twins' children those of the originals; a module that was there before keeps its twin."""
-        self._paths = {id(m): path for path, m in self._model.named_modules()}
-        known = {id(original): twin for original, twin in self._pairs}
-        self._pairs, self._children = [], []
-        for module in self._model.modules():
-            twin = known.get(id(module)) or self._fresh_twin(module)
-            known[id(module)] = twin
-            self._pairs.append((module, twin))
-        for module, twin in self._pairs:
-            children = module._modules
-            if children:
-                self._children.append((children, list(children.values())))
-                twins = {name: None if child is None else known[id(child)] for name, child in children.items()}
-                twin.__dict__["_modules"] = twins
-        self.root = known[id(self._model)]
+        paths: dict[int, tuple[str, ...]] = {}
+        for path, module in self._model.named_modules(remove_duplicate=False):
+            paths[id(module)] = (*paths.get(id(module), ()), path)
+        self._twins = {id(m): (m, twin) for m in self._model.modules() if (twin := self._twin_of(m, paths[id(m)]))}
+        containers = [(m, twin) for m, twin in self._twins.values() if not isinstance(twin, ShadowLinear)]
+        self._containers = [_Container(m, twin) for m, twin in containers]
+        self._children = [(m._modules, list(m._modules.values())) for m, _ in containers]
+        for module, twin in containers:
+            children = ((name, child, self._twins.get(id(child))) for name, child in module._modules.items())
+            twin.__dict__["_modules"] = {name: both[1] if both else child for name, child, both in children}
 
-    def _fresh_twin(self, module: nn.Module) -> nn.Module:
-        if isinstance(module, torch.jit.ScriptModule):
-            return module  # compiled by TorchScript: nothing of it can be copied or seen
-        kind = ShadowLinear if type(module) is nn.Linear else type(module)
-        twin = kind.__new__(kind)
+    def _twin_of(self, module: nn.Module, paths: tuple[str, ...]) -> nn.Module | None:
+        """The module's twin, made if it has none yet; None for one with no linears below it."""
+        if known := self._twins.get(id(module)):
+            return known[1]
+        if _is_plain_linear(module):
+            kind = self._shadow_kind(type(module))
+            twin = object.__new__(kind)
+            twin.__dict__ = module.__dict__
+            twin._fxquant_reason = ""
+            twin._fxquant_eager = EagerLinear(paths, self._config, self._store, self._watch)
+            return twin
+        scripted = isinstance(module, torch.jit.ScriptModule)  # compiled by TorchScript: nothing of it can be seen
+        if module is not self._model and (scripted or not any(map(_is_plain_linear, module.modules()))):
+            return None
+        twin = object.__new__(type(module))
         twin.__dict__.update(module.__dict__)
-        if isinstance(twin, ShadowLinear):
-            twin.__dict__["_fxquant_reason"] = ""
-            twin.__dict__["_fxquant_eager"] = EagerLinear(self._paths[id(module)], self._config, self._store)
         return twin
+
+    def _shadow_kind(self, kind: type) -> Any:
+        if kind not in self._linear_kinds:
+            self._linear_kinds[kind] = type(f"Shadow{kind.__name__}", (ShadowLinear, kind), {"__slots__": ()})
+        return self._linear_kinds[kind]
 
 
 def tensor_names(model: nn.Module) -> dict[int, tuple[str, ...]]:
@@ -203,5 +286,3 @@ def tensor_names(model: nn.Module) -> dict[int, tuple[str, ...]]:
 def _all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_parameters(remove_duplicate=False)
     yield from model.named_buffers(remove_duplicate=False)
-
-

@@ -1,4 +1,4 @@
-"""Constant expressions: what a graph computes from its parameters alone, cut out so that it runs once per weight set."""
+"""Constant expressions: what a graph computes from its parameters alone, cut out to run once per weight set."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
-from fxquant.graphs import VALUE_KEY, constant_inputs, target_name, value_of
+from fxquant.graphs import VALUE_KEY, ancestors, constant_inputs, target_name, value_of
 
 _FOLDED = "fxquant_folded"
 
@@ -67,7 +67,9 @@ def _cut_out(gm: GraphModule, outputs: Sequence[Node], names: tuple[str, ...]) -
     for index, source in enumerate(sources):
         copies[source] = graph.placeholder(f"p{index}")
         copies[source].meta[VALUE_KEY] = value_of(source)
-    for node in _computed(gm, outputs):
+    for node in ancestors(outputs):
+        if node.op == "get_attr":
+            continue
         copies[node] = graph.node_copy(node, lambda n: copies[n])
         numbers = {n: i for i, n in enumerate(copies)}
         words.append(f"{target_name(node)}{_text(node, numbers)}")
@@ -75,17 +77,6 @@ def _cut_out(gm: GraphModule, outputs: Sequence[Node], names: tuple[str, ...]) -
     numbers = {n: i for i, n in enumerate(copies)}
     key = "; ".join([*words, "-> " + ",".join(f"%{numbers[n]}" for n in outputs)])
     return FoldedConstant(names, tuple(str(s.target) for s in sources), GraphModule({}, graph), key)
-
-
-def _computed(gm: GraphModule, outputs: Sequence[Node]) -> list[Node]:
-    needed: set[Node] = set()
-    todo = list(outputs)
-    while todo:
-        node = todo.pop()
-        if node not in needed and node.op != "get_attr":
-            needed.add(node)
-            todo += node.all_input_nodes
-    return [n for n in gm.graph.nodes if n in needed]
 
 
 def _text(node: Node, numbers: dict[Node, int]) -> str:

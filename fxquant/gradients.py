@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fxquant.errors import ForgottenNoGradWarning, GradientsNeedTraining
 
 
-def refuse_gradients(activations: Sequence[tuple[str, Tensor]]) -> None:
-    """Check that nobody asks for a gradient through a quantized graph; `activations` are named for messages.
+class InferenceOnly:
+    """Watches that nobody asks for a gradient through a quantized graph.
 
     In grad mode whatever is computed from a parameter requires grad. If only parameters would receive the gradient, the user
-    forgot ``no_grad``: the result is computed without gradients, with a warning.
-
-    Raises:
-        GradientsNeedTraining: a tensor that is no parameter would receive a gradient.
+    forgot ``no_grad``: the result is computed without gradients, with one warning from each watch.
     """
-    if not torch.is_grad_enabled():
-        return
-    for name, value in activations:
-        if value.requires_grad:
-            if not _reaches_parameters_only(value):
-                raise GradientsNeedTraining(name)
-            warn_of_grad_mode(name)
 
+    def __init__(self) -> None:
+        self._warned = False
 
-def warn_of_grad_mode(where: str) -> None:
-    """Say that the result will carry no gradient though grad mode is on."""
-    warnings.warn(ForgottenNoGradWarning(where), stacklevel=3)
+    def check(self, where: str, inputs: Iterable[Any]) -> None:
+        """Look at what a graph is called with: activations, parameters, sizes. For grad mode only.
+
+        Raises:
+            GradientsNeedTraining: a tensor that is no parameter would receive a gradient.
+        """
+        wanting = [value for value in inputs if isinstance(value, Tensor) and value.requires_grad]
+        if not all(_reaches_parameters_only(value) for value in wanting):
+            raise GradientsNeedTraining(where)
+        if wanting and not self._warned:
+            self._warned = True
+            warnings.warn(ForgottenNoGradWarning(where), stacklevel=3)
 
 
 def _reaches_parameters_only(value: Tensor) -> bool:

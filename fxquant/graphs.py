@@ -6,13 +6,18 @@ node, every other input a placeholder, and every node carries its fake value in 
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import operator
+import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
@@ -26,7 +31,7 @@ class CapturedWeight:
     """One parameter or buffer of the captured graph.
 
     ``name`` is its attribute in the graph module, ``paths`` every name that the model has for it (several if tied; the
-    best guess from Dynamo's source if the model is not known), ``position`` its place in the original flat argument list.
+    best guess from Dynamo's source if the model is not known), ``position`` its place in the original flat arguments.
     ``input_meta`` is the original placeholder's meta: marks such as Dynamo's static-input mark travel in it.
     """
 
@@ -113,7 +118,13 @@ def infer_value(node: Node, fake_mode: FakeTensorMode) -> Any:
 
 
 def add_call(
-    graph: Graph, target: Callable[..., Any], args: tuple[Any, ...], *, like: Node, made_by: str, kwargs: dict[str, Any] | None = None
+    graph: Graph,
+    target: Callable[..., Any],
+    args: tuple[Any, ...],
+    *,
+    like: Node,
+    made_by: str,
+    kwargs: dict[str, Any] | None = None,
 ) -> Node:
     """A new call node with its value inferred; module stack, stack trace and paths are taken from `like`."""
     node = graph.call_function(target, args, kwargs or {})
@@ -135,15 +146,22 @@ def inherit_meta(node: Node, like: Node, made_by: str) -> None:
 
 
 def refresh_values(gm: GraphModule, changed: Iterable[Node]) -> list[Node]:
-    """Recompute the values downstream of `changed`; returns the nodes that can no longer run on them."""
-    mode = fake_mode_of(gm)
+    """Recompute the values downstream of `changed`.
+
+    Returns the nodes that can no longer run on them, and the output node if a tensor would leave in another layout.
+    """
+    mode, regions = fake_mode_of(gm), autocast_regions(gm)
     stale = set(changed)
     broken = []
     for node in gm.graph.nodes:
-        if node.op not in ("call_function", "call_method") or not any(n in stale for n in node.all_input_nodes):
+        if node.op not in ("call_function", "call_method", "output") or stale.isdisjoint(node.all_input_nodes):
+            continue
+        if node.op == "output":
+            broken.append(node)
             continue
         try:
-            value = infer_value(node, mode)
+            with entered(regions.get(node, ())):
+                value = infer_value(node, mode)
         except (RuntimeError, ValueError, TypeError):
             broken.append(node)
             continue
@@ -161,7 +179,35 @@ def _layout(value: Any) -> Any:
     return str(value)
 
 
-_IMPURE = re.compile(r"rand|dropout|bernoulli|empty|_$")
+Region = Sequence[Sequence[Any]]
+
+
+def autocast_regions(gm: GraphModule) -> Mapping[Node, Region]:
+    """The nodes that stand in an autocast region of the graph: arguments of each autocast that is entered there."""
+    regions: dict[Node, Region] = {}
+    open_ones: dict[Node, Sequence[Any]] = {}
+    for node in gm.graph.nodes:
+        if open_ones:
+            regions[node] = tuple(open_ones.values())
+        if node.target is _enter_autocast:
+            names = ("device_type", "dtype", "enabled", "cache_enabled")
+            open_ones[node] = [*node.args, *(node.kwargs.get(name) for name in names[len(node.args) :])]
+        elif node.target is _exit_autocast:
+            open_ones.pop(node.args[0], None)  # pyright: ignore[reportArgumentType]
+    return regions
+
+
+@contextlib.contextmanager
+def entered(region: Region) -> Iterator[None]:
+    """The autocast state of a region: values of its nodes are inferred under it."""
+    with contextlib.ExitStack() as stack:
+        for device, dtype, enabled, cache in region:
+            stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=cache))
+        yield
+
+
+_IMPURE = re.compile(r"rand|dropout|bernoulli|empty|multinomial|poisson|^normal$")
+_IN_PLACE = re.compile(r"[a-z0-9]_$|^(setitem|iadd|isub|imul|itruediv|ifloordiv|imod|ipow|iand|ior|ixor|i[lr]shift)$")
 
 
 def constant_nodes(gm: GraphModule) -> set[Node]:
@@ -171,31 +217,84 @@ def constant_nodes(gm: GraphModule) -> set[Node]:
         if node.op == "get_attr":
             constant.add(node)
         elif node.op in ("call_function", "call_method") and node.all_input_nodes:
-            pure = not _IMPURE.search(target_name(node))
+            pure = not _IMPURE.search(target_name(node)) and not written_by(node)
             if pure and all(n in constant for n in node.all_input_nodes):
                 constant.add(node)
     return constant
 
 
+def written_by(node: Node) -> list[Node]:
+    """The operands that the call writes to in place."""
+    if node.op not in ("call_function", "call_method"):
+        return []
+    written = [node.kwargs.get("out")]
+    if _IN_PLACE.search(target_name(node)) or _says_inplace(node):
+        written += node.args[:1]
+    for index, argument in enumerate(_schema_arguments(node.target)):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            written.append(node.args[index] if index < len(node.args) else node.kwargs.get(argument.name))
+    found: dict[Node, None] = {}
+    map_arg(written, lambda n: found.setdefault(n))
+    return list(found)
+
+
+def _says_inplace(node: Node) -> bool:
+    if node.kwargs.get("inplace") is True or True not in node.args or node.op != "call_function":
+        return node.kwargs.get("inplace") is True
+    try:
+        names = list(inspect.signature(node.target).parameters)  # pyright: ignore[reportArgumentType]
+    except ValueError:  # a function of C without a signature: none of those takes inplace
+        return False
+    return "inplace" in names[: len(node.args)] and node.args[names.index("inplace")] is True
+
+
+def _schema_arguments(target: Any) -> Sequence[Any]:
+    if isinstance(target, torch._ops.OpOverloadPacket) and "default" in target.overloads():
+        target = target.default
+    return target._schema.arguments if isinstance(target, torch._ops.OpOverload) else ()
+
+
 def mutated_weights(gm: GraphModule) -> set[Node]:
     """The get_attr nodes that the graph itself writes to (a cache, running statistics): never to be folded."""
-    written: set[Node] = set()
-    for node in gm.graph.nodes:
-        if node.op in ("call_function", "call_method") and re.search(r"[a-z]_$|^setitem$", target_name(node)):
-            written |= _aliases(node.args[0]) if node.args else set()
-    return written
+    written = [n for node in gm.graph.nodes for n in written_by(node)]
+    return {alias for n in written for alias in _aliases(n) if alias.op == "get_attr"}
 
 
-def _aliases(value: Any) -> set[Node]:
-    found: set[Node] = set()
-    todo = [value] if isinstance(value, Node) else []
-    while todo:
-        node = todo.pop()
-        if node.op == "get_attr":
-            found.add(node)
-        elif node.op in ("call_function", "call_method"):
-            todo += [a for a in node.args[:1] if isinstance(a, Node)]
-    return found
+def _aliases(node: Node) -> Iterator[Node]:
+    """The node, and what it may be a view of: a view comes from a first operand."""
+    yield node
+    while node.op in ("call_function", "call_method") and node.args and isinstance(node.args[0], Node):
+        node = node.args[0]
+        yield node
+
+
+def is_written_between(value: Node, first: Node, last: Node) -> bool:
+    """Whether a call from `first` to `last` writes to the memory of `value`."""
+    node = first
+    while node is not last:
+        if any(_share_memory(written, value) for written in written_by(node)):
+            return True
+        node = node.next
+    return False
+
+
+def _share_memory(a: Node, b: Node) -> bool:
+    one, other = value_of(a), value_of(b)
+    if not (isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)):
+        return a is b
+    return one.untyped_storage()._cdata == other.untyped_storage()._cdata
+
+
+def remove_dead(gm: GraphModule) -> None:
+    """Erase constants, and nodes of fxquant's own ops, that nobody reads any more.
+
+    Nothing else: torch's elimination would take ``x.add_(1)`` for dead.
+    """
+    constant = constant_nodes(gm)
+    for node in reversed(gm.graph.nodes):
+        ours = target_name(node).startswith("fxquant.") or node.target is operator.getitem
+        if not node.users and (node in constant or ours):
+            gm.graph.erase_node(node)
 
 
 def target_name(node: Node) -> str:
@@ -209,16 +308,19 @@ def target_name(node: Node) -> str:
 
 
 def source_line(node: Node) -> str:
-    """``file.py:line`` of the user's code that made the node; empty if unknown."""
+    """``file.py:line`` of the user's code that made the node (torch's frames and ours are passed over), or empty."""
     places = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    if not places:
-        return ""
-    file, line = places[-1]
-    return f"{file.rsplit('/', 1)[-1]}:{line}"
+    for file, line in reversed(places):
+        if not file.startswith(_LIBRARIES):
+            return f"{os.path.basename(file)}:{line}"
+    return ""
 
 
-def constant_inputs(nodes: Sequence[Node]) -> list[Node]:
-    """The get_attr nodes that the given constant nodes are computed from, in graph order."""
+_LIBRARIES = tuple(os.path.dirname(package) + os.sep for package in (torch.__file__, __file__))
+
+
+def ancestors(nodes: Iterable[Node]) -> list[Node]:
+    """The nodes and all that they are computed from, in graph order."""
     seen: set[Node] = set()
     todo = list(nodes)
     while todo:
@@ -226,4 +328,9 @@ def constant_inputs(nodes: Sequence[Node]) -> list[Node]:
         if node not in seen:
             seen.add(node)
             todo += node.all_input_nodes
-    return [n for n in nodes[0].graph.nodes if n in seen and n.op == "get_attr"] if nodes else []
+    return sorted(seen)
+
+
+def constant_inputs(nodes: Iterable[Node]) -> list[Node]:
+    """The get_attr nodes that the given constant nodes are computed from, in graph order."""
+    return [n for n in ancestors(nodes) if n.op == "get_attr"]

@@ -71,13 +71,20 @@ def quantize_graph(
     watch = _Stopwatch(observe)
     verify.captured(gm)
     watch("capture", gm, None)
-    results = run_passes(gm, pipeline_for(config, decide, evaluate=evaluate), observe=watch)
+    policy = decide if config.asks_for_something or target.runs_default else _stay_float(target)
+    results = run_passes(gm, pipeline_for(config, policy, evaluate=evaluate), observe=watch)
     verify.quantized(gm)
     results["lower"] = select_kernels(gm, target)
     binding = bind(gm, captured)
     verify.lowered(gm, strict=config.strict)
     watch("lower", gm, results["lower"])
     return Lowered(gm, binding, GraphReport.of(name, before, gm, results, seconds=watch.seconds))
+
+
+def _stay_float(target: Target) -> Decide:
+    """The decision where nobody asked for a format and the default has no kernel: quantized would only be slower."""
+    reason = f"the default, int8dq, would be slower than float on {target.device}: no int8 kernel there; name a preset"
+    return lambda paths: Decision(None, reason)
 
 
 class _Stopwatch:

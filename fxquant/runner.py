@@ -57,8 +57,8 @@ class Lowering:
 class ParameterSet:
     """One set of parameters bound to one lowering: the packed tensors, and how a call's arguments are put together."""
 
-    def __init__(self, weights: Sequence[Tensor], lowering: Lowering, names: Mapping[str, str]) -> None:
-        self.stamp = Stamp(weights)
+    def __init__(self, stamp: Stamp, lowering: Lowering, names: Mapping[str, str]) -> None:
+        self.stamp = stamp
         self.lowering = lowering
         self.names = names
         self.run = lowering.run
@@ -102,8 +102,9 @@ class GraphRunner:
         self._sets: dict[tuple[int, ...], ParameterSet] = {}
         self._lowerings: dict[tuple[LinearSpec | None, ...], Lowering] = {}
         self._lock = threading.RLock()
+        self._has_bound = False
         self._measure: Measure | None = None
-        self._sqnr: dict[str, float] = {}
+        self._sqnr: tuple[Lowering | None, dict[str, float]] = (None, {})
         self._positions = _site_weight_positions(captured)
 
     @property
@@ -114,7 +115,7 @@ class GraphRunner:
             sets = [s.names for s in self._sets.values() if s.lowering is lowering]
             further = [{lowering.paths[a]: path for a, path in names.items()} for names in sets if names != lowering.paths]
             report = lowering.lowered.report.serving(further)
-            reports.append(report.with_sqnr(self._sqnr) if self._sqnr else report)
+            reports.append(report.with_sqnr(self._sqnr[1]) if self._sqnr[0] is lowering else report)
         return tuple(reports)
 
     def prepare(self, args: Sequence[Any]) -> None:
@@ -139,7 +140,7 @@ class GraphRunner:
         measure, self._measure = self._measure, None
         if measure is not None:
             captured_args = [args[p] for p in self._captured.inputs]
-            self._sqnr = measure(self._captured, captured_args, bound.lowering.lowered, bound.arguments(args))
+            self._sqnr = bound.lowering, measure(self._captured, captured_args, bound.lowering.lowered, bound.arguments(args))
             self._captured.release()
 
     def _set_for(self, args: Sequence[Any]) -> ParameterSet:
@@ -153,15 +154,15 @@ class GraphRunner:
     def _bind(self, weights: Sequence[Tensor], args: Sequence[Any]) -> ParameterSet:
         key = tuple(map(id, weights))
         bound = self._sets.get(key)
-        first = not self._sets
+        stamp = Stamp(weights)  # before packing: a change while it packs is seen at the next call
         if bound is None:
             names = self._names_of_set(args)
-            bound = self._sets[key] = ParameterSet(weights, self._lowering_for(names), names)
+            bound = self._sets[key] = ParameterSet(stamp, self._lowering_for(names), names)
             for weight in weights:
                 weakref.finalize(weight, _drop_set, weakref.ref(self), key).atexit = False
-        else:
-            bound.stamp.update(weights)
-        bound.bind(self._store, args, first=first)
+        bound.bind(self._store, args, first=not self._has_bound)
+        bound.stamp = stamp  # after packing: until then another thread, or a call after an error, finds it stale
+        self._has_bound = True
         return bound
 
     def _names_of_set(self, args: Sequence[Any]) -> dict[str, str]:

@@ -27,6 +27,11 @@ class Target:
     vnni: bool = False
     has_int8_kernel: bool = False
 
+    @property
+    def runs_default(self) -> bool:
+        """True if the default preset, int8dq, is worth taking: a CPU always does it (without a compiler by reference)."""
+        return self.device == "cpu" or self.has_int8_kernel
+
     @staticmethod
     def of_this_machine(device: str | torch.device = "cpu") -> Target:
         """Ask this machine. `device` is a torch device of type cpu or cuda. Raises `InvalidOption` for another."""

@@ -27,10 +27,12 @@ def through_capture(
     fullgraph: bool = False,
     names: Mapping[int, tuple[str, ...]] | None = None,
     others: Sequence[Sequence[Any]] = (),
+    compare: Callable[[Any, Any], None] | None = None,
 ) -> tuple[Any, list[CapturedGraph]]:
     """Run the model with every graph of Dynamo's replaced by its captured form; returns the result and the graphs.
 
-    With `others`, further argument lists to call with afterwards, the result is the list of all results.
+    With `others`, further argument lists to call with afterwards, the result is the list of all results. `compare`
+    is called with what each captured graph gives and with what Dynamo's own graph gives on the same arguments.
     """
     graphs: list[CapturedGraph] = []
 
@@ -40,7 +42,10 @@ def through_capture(
         graphs.append(captured)
 
         def run(*args: Any) -> Any:
-            return run_captured(captured, args)
+            result = run_captured(captured, args)
+            if compare is not None:
+                compare(result, gm(*args))
+            return result
 
         return run
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from fxquant import verify
@@ -110,7 +111,7 @@ def test_product_becomes_linear(form: str, dtype: torch.dtype) -> None:
     model = Product({**TWO_DIMENSIONAL, **ANY_DIMENSIONS}[form], dtype)
     x = activation(5, K, dtype=dtype)
     out, (captured,) = through_capture(model, x, fullgraph=True)
-    products = [n for n in captured.gm.graph.nodes if verify.product_word(n) and any(map(is_activation, n.all_input_nodes))]
+    products = [n for n in captured.gm.graph.nodes if verify.product_word(n) and is_activation(n)]
     assert [target_name(n) for n in products] == ["aten.linear"] * (2 if "row as bias" in form else 1)
     assert not reasons(captured)
     # one product and at most two more roundings of it (alpha, bias); K sums in float32 add less than one rounding
@@ -221,7 +222,8 @@ def test_callers_graph_is_not_changed() -> None:
 
     torch._dynamo.reset()
     with torch.no_grad():
-        torch.compile(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval(), backend=backend)(activation(1, 3, 8))
+        model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+        torch.compile(model, backend=backend)(activation(1, 3, 8))
     assert seen == [(True, True, {}), 1]
 
 
@@ -259,7 +261,8 @@ def test_same_tensor_twice_is_one_weight() -> None:
     graphs: list[Any] = []
     torch._dynamo.reset()
     with torch.no_grad():
-        torch.compile(nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)), backend=backend)(activation(2, 8))
+        model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
+        torch.compile(model, backend=backend)(activation(2, 8))
     (captured,) = graphs
     (weight,) = captured.weights
     first, second = linears(captured)
@@ -316,13 +319,11 @@ def test_break_reason_names_the_line() -> None:
 class Bare(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.experts = nn.Module()
-        self.experts.w1 = nn.Parameter(torch.randn(8, 8))
-        self.experts.w2 = nn.Parameter(torch.randn(8, 8))
+        self.experts = nn.ParameterDict({name: nn.Parameter(torch.randn(8, 8)) for name in ("w1", "w2")})
         self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.normed(x @ self.experts.w1 @ self.experts.w2)
+        return self.normed(x @ self.experts["w1"] @ self.experts["w2"])
 
 
 def test_paths_of_bare_and_parametrized_weights() -> None:
@@ -392,6 +393,8 @@ def test_wrong_number_of_inputs_is_named() -> None:
 
 
 class Exported(nn.Module):
+    count: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.up = nn.Linear(8, 8)
@@ -407,7 +410,7 @@ class Exported(nn.Module):
         return {"y": torch.addmm(self.w[0], y, self.w.t()) + extra["shift"] * extra["n"], "count": self.count + 0}
 
 
-@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.`:FutureWarning")  # torch's run_decompositions itself
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.`:FutureWarning")  # torch's own, in decompositions
 @pytest.mark.parametrize("decomposed", [False, True])
 def test_export_door(decomposed: bool) -> None:
     model, x, shift = Exported(), activation(5, 8), activation(8)
@@ -424,8 +427,10 @@ def test_export_door(decomposed: bool) -> None:
         assert captured.weight("up_weight").paths == ("up.weight", "head.weight")
         assert not [n for n in captured.gm.graph.nodes if n.op == "call_module"]
         x = activation(9, 8)
-        flat, _ = torch.utils._pytree.tree_flatten(((x, extra), {}))
-        out = torch.utils._pytree.tree_unflatten(run_captured(captured, flat), program.call_spec.out_spec)
+        flat, _ = pytree.tree_flatten(((x, extra), {}))
+        out_spec = program.call_spec.out_spec
+        assert out_spec is not None
+        out = pytree.tree_unflatten(run_captured(captured, flat), out_spec)
         expected = model(x, extra)
         assert_same(out["y"], expected["y"], depth=48)
         assert_same(out["count"], expected["count"])

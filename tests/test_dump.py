@@ -53,6 +53,15 @@ def test_an_edit_changes_only_its_own_lines() -> None:
     assert len(set(before) - set(after)) == 2  # the relu, and the linear that read it
 
 
+def test_a_weight_keeps_its_name_when_it_becomes_an_input() -> None:
+    hand = Hand()
+    weight = hand.input("lin_codes", 8, 8, note=Note(("lin",)))
+    weight._rename("lin_codes_1")  # as FX does where the get_attr of that name still stands
+    shown = text(hand.module(hand.call(LINEAR, hand.input("x", 2, 8), weight, note=Note(("lin",)))))
+    assert "  @lin_codes: f32[8, 8]\n" in shown
+    assert "aten.linear(%x, @lin_codes)" in shown
+
+
 @pytest.mark.parametrize(
     ("dtype", "word"),
     [

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.fx import GraphModule
 
 from fxquant.annotation import Declined, Note, PassResult, note_of
 from fxquant.graphs import CapturedGraph
@@ -175,6 +176,18 @@ def test_a_matrix_that_no_site_reads_is_named_with_its_reader() -> None:
     assert "no linears." in str(report)
 
 
+def test_a_constant_that_is_no_weight_of_the_model_counts_for_nothing() -> None:
+    hand = Hand()
+    w = hand.weight("w", 8, 8)
+    lifted = hand.graph.create_node("get_attr", "lifted")
+    lifted.meta["val"] = hand.mode.from_tensor(torch.ones(8, 8))
+    site = hand.call(LINEAR, hand.input("x", 2, 8), hand.call(aten.mul.Tensor, w, lifted), note=Note(("lin",)))
+    hand.graph.output(site)
+    gm = GraphModule({**hand.tensors, "lifted": torch.ones(8, 8)}, hand.graph)
+    (row,) = GraphReport.of("g", hand.captured(gm), gm, {}).sites
+    assert (row.parameter_names, row.bytes_before) == (("w",), 256)
+
+
 def test_nodes_that_passes_made_for_a_site_get_no_row() -> None:
     made = [n.name for n in lowered_model().graph.nodes if note_of(n).made_by and note_of(n).reason == "default"]
     assert "split_with_sizes" in made
@@ -213,6 +226,8 @@ def test_a_tied_weight_that_one_reader_quantizes_is_covered_once() -> None:
     for sites in ((head, table), (table, head)):
         report = ModelReport.of_model(facts, [GraphReport("g", sites)])
         assert (report.coverage, report.matrix_bytes, report.uncovered) == (1.0, 320, ())
+        apart = [GraphReport("g", (site,)) for site in sites]  # a graph break between the two
+        assert ModelReport.of_model(facts, apart).coverage == 1.0
 
 
 def test_a_module_in_eager_is_covered_and_named() -> None:

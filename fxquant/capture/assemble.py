@@ -50,9 +50,8 @@ def fill_missing_value(node: Node) -> None:
         return
     values = [value_of(n) for n in node.all_input_nodes]
     fake = next((v for v in values if isinstance(v, torch._subclasses.FakeTensor)), None)
-    known = fake is not None and all(v is not None for v in values)
     node.meta[VALUE_KEY] = None
-    if known and node.op in ("call_function", "call_method"):
+    if fake is not None and all(v is not None for v in values) and node.op in ("call_function", "call_method"):
         try:
             node.meta[VALUE_KEY] = infer_value(node, fake.fake_mode)
         except (RuntimeError, TypeError, ValueError, AttributeError):

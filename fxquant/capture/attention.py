@@ -24,18 +24,23 @@ from fxquant.annotation import amend_note, note_of
 from fxquant.capture.editor import LINEAR, MADE_BY, Editor, give_reason, substitute
 from fxquant.graphs import VALUE_KEY, fake_mode_of, infer_value, inherit_meta, refresh_values, target_name, value_of
 
+# A proxy in the place of a tensor, which torch's stubs would refuse.
+Traced = Any
+
 _NEGATIVE_INFINITY = float("-inf")
 
 
 def take_attention_apart(editor: Editor) -> None:
     """Decompose every attention node of the graph; one that cannot be gets the reason written on it."""
+    constant = editor.constants()
     for node in list(editor.gm.graph.nodes):
         word = target_name(node).removeprefix("aten.") if node.op == "call_function" else ""
         decompose = _DECOMPOSITIONS.get(word)
         if decompose is None:
             continue
         if why := _why_not(node):
-            give_reason(node, why)
+            weight = next((n for n in node.all_input_nodes if n in constant and value_of(n).dim() == 2), None)
+            give_reason(node, why, editor.model.holder(node, weight, 1) if weight else "")
             continue
         with editor.gm.graph.inserting_before(node), editor.region(node):
             tracer = _Tracer(editor, node)
@@ -59,7 +64,7 @@ class _Tracer(GraphAppendingTracer):
         proxy.node.meta[VALUE_KEY] = infer_value(proxy.node, self._mode)
         return proxy
 
-    def linear(self, x: Proxy, weight: Proxy, bias: Proxy | None, path: str) -> Proxy:
+    def linear(self, x: Traced, weight: Traced, bias: Traced, path: str) -> Traced:
         """The canonical product of the site `path`."""
         made = self.create_proxy("call_function", LINEAR, (x, weight) if bias is None else (x, weight, bias), {})
         amend_note(made.node, paths=(path,))
@@ -70,10 +75,10 @@ class _Tracer(GraphAppendingTracer):
 class _Heads:
     """Query, key and value, each [batch, heads, length, head size], and the additive mask (broadcastable), if any."""
 
-    query: Proxy
-    key: Proxy
-    value: Proxy
-    mask: Proxy | None = None
+    query: Traced
+    key: Traced
+    value: Traced
+    mask: Traced
 
 
 def _multi_head_attention(t: _Tracer, a: dict[str, Any]) -> tuple[Any, Any]:
@@ -107,7 +112,7 @@ def _multi_head_attention(t: _Tracer, a: dict[str, Any]) -> tuple[Any, Any]:
     return out, weights
 
 
-def _masks(a: dict[str, Any], batched: bool) -> tuple[Proxy | None, Proxy | None, bool]:
+def _masks(a: dict[str, Any], batched: bool) -> tuple[Traced, Traced, bool]:
     """The padding mask [batch, source] and the attention mask, both additive; whether the causal hint is used."""
     dtype = value_of(a["query"].node).dtype
     padding, mask, causal = a["key_padding_mask"], a["attn_mask"], bool(a["is_causal"])
@@ -119,14 +124,14 @@ def _masks(a: dict[str, Any], batched: bool) -> tuple[Proxy | None, Proxy | None
     return padding, _additive(mask, dtype), causal and padding is None
 
 
-def _additive(mask: Proxy | None, dtype: torch.dtype) -> Proxy | None:
+def _additive(mask: Traced, dtype: torch.dtype) -> Traced:
     """A boolean mask (True: leave out) as one that is added."""
     if mask is None or value_of(mask.node).dtype.is_floating_point:
         return mask
-    return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, _NEGATIVE_INFINITY)  # pyright: ignore
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, _NEGATIVE_INFINITY)
 
 
-def _project(t: _Tracer, inputs: list[Any], a: dict[str, Any], path: str) -> list[Proxy]:
+def _project(t: _Tracer, inputs: list[Any], a: dict[str, Any], path: str) -> list[Traced]:
     packed, bias = a["in_proj_weight"], a["in_proj_bias"]
     features = _size(inputs[0], -1)
     projected = []
@@ -138,16 +143,16 @@ def _project(t: _Tracer, inputs: list[Any], a: dict[str, Any], path: str) -> lis
     return projected
 
 
-def _split_heads(x: Proxy, heads: int) -> Any:
+def _split_heads(x: Traced, heads: int) -> Any:
     return x.unflatten(-1, (heads, _size(x, -1) // heads))
 
 
-def _grown(mask: Proxy | None, count: int) -> Proxy | None:
+def _grown(mask: Traced, count: int) -> Traced:
     """The mask with `count` more columns that leave nothing out: for bias_k and for the zero key."""
-    return F.pad(mask, (0, count)) if mask is not None and count else mask  # pyright: ignore[reportArgumentType]
+    return F.pad(mask, (0, count)) if mask is not None and count else mask
 
 
-def _merged(mask: Proxy | None, padding: Proxy | None, heads: int) -> Proxy | None:
+def _merged(mask: Traced, padding: Traced, heads: int) -> Traced:
     """One additive mask, [target, source] or [batch, heads or 1, target or 1, source]."""
     if mask is not None and _rank(mask) == 3:
         mask = mask.unflatten(0, (-1, heads))  # [batch * heads, target, source]
@@ -167,7 +172,7 @@ def _explicit_attention(parts: _Heads, heads: int, dropout: Any) -> tuple[Any, A
         flat = parts.mask.unsqueeze(0) if _rank(parts.mask) == 2 else parts.mask.expand(-1, heads, -1, -1).flatten(0, 1)
         scores = torch.baddbmm(flat, query, key.transpose(-2, -1))
     weights: Any = F.softmax(scores, dim=-1)
-    if isinstance(dropout, Proxy) or dropout > 0.0:
+    if not isinstance(dropout, float) or dropout > 0.0:
         weights = F.dropout(weights, p=dropout)
     out = torch.bmm(weights, value)
     return out.unflatten(0, (-1, heads)), weights.unflatten(0, (-1, heads))
@@ -194,13 +199,13 @@ def _native_core(
         scores = torch.matmul(query / math.sqrt(_size(query, -1)), key.transpose(-2, -1))
         if a["mask"] is not None:  # not through scaled_dot_product_attention: a row with nothing left must give NaN
             scores = scores.masked_fill(_left_out(a["mask"], a["mask_type"]), _NEGATIVE_INFINITY)
-        weights = F.softmax(scores, dim=-1)  # pyright: ignore[reportArgumentType]
+        weights = F.softmax(scores, dim=-1)
         out = torch.matmul(weights, value)
     out = out.transpose(1, 2).flatten(-2)
     return t.linear(out, a["proj_weight"], a["proj_bias"], _join(path, "out_proj")), weights if need_weights else None
 
 
-def _left_out(mask: Proxy, mask_type: int) -> Proxy:
+def _left_out(mask: Traced, mask_type: int) -> Traced:
     """The mask as booleans; type 0: [length, length], 1: [batch, length], 2: [batch, heads, length, length]."""
     mask = mask.to(torch.bool)  # torch's fused kernel does the same with a float mask: what is not zero is left out
     return mask[:, None, None, :] if mask_type == 1 else mask
@@ -219,7 +224,7 @@ def _encoder_layer(t: _Tracer, a: dict[str, Any]) -> Any:
 
     def feed_forward(x: Any) -> Any:
         hidden = t.linear(x, a["ffn_weight_1"], a["ffn_bias_1"], _join(path, "linear1"))
-        hidden: Any = F.gelu(hidden) if a["use_gelu"] else F.relu(hidden)  # pyright: ignore[reportArgumentType]
+        hidden: Any = F.gelu(hidden) if a["use_gelu"] else F.relu(hidden)
         return t.linear(hidden, a["ffn_weight_2"], a["ffn_bias_2"], _join(path, "linear2"))
 
     x = a["src"]
@@ -292,7 +297,7 @@ def _strides(value: Any) -> tuple[str, ...]:
     return tuple(map(str, value.stride())) if isinstance(value, torch.Tensor) else ()
 
 
-def _module_of(t: _Tracer, weight: Proxy, levels: int) -> str:
+def _module_of(t: _Tracer, weight: Traced, levels: int) -> str:
     return t.editor.model.holder(t.like, weight.node, levels)
 
 
@@ -300,9 +305,9 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _rank(x: Proxy) -> int:
+def _rank(x: Traced) -> int:
     return value_of(x.node).dim()
 
 
-def _size(x: Proxy, axis: int) -> int:
+def _size(x: Traced, axis: int) -> int:
     return int(value_of(x.node).shape[axis])

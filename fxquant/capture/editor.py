@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
@@ -17,8 +16,10 @@ from fxquant.capture.names import best_path, common_path, module_path, owner
 from fxquant.graphs import (
     VALUE_KEY,
     add_call,
+    autocast_regions,
     constant_inputs,
     constant_nodes,
+    entered,
     mutated_weights,
     source_line,
     value_of,
@@ -63,28 +64,25 @@ class Editor:
     def __init__(self, gm: GraphModule, model: ModelPaths) -> None:
         self.gm = gm
         self.model = model
-        self._autocast = _autocast_regions(gm)
+        self._autocast = autocast_regions(gm)
         self._constant_at_first = constant_nodes(gm)
 
     def constants(self) -> set[Node]:
         """Constant nodes whose value stays: without the expressions of weights that the graph itself writes to."""
-        constant, written = constant_nodes(self.gm), mutated_weights(self.gm)
-        if not written:
-            return constant
-        return {n for n in constant if written.isdisjoint(constant_inputs([n]))}
+        constant, moving = constant_nodes(self.gm), mutated_weights(self.gm)
+        for node in self.gm.graph.nodes:
+            if not moving.isdisjoint(node.all_input_nodes):
+                moving.add(node)
+        return constant - moving
 
     def call(self, like: Node, target: Any, *args: Any, **kwargs: Any) -> Node:
         """A new call in front of `like`, with its value."""
         with self.gm.graph.inserting_before(like), self.region(like):
             return add_call(self.gm.graph, target, args, like=like, made_by=MADE_BY, kwargs=kwargs)
 
-    @contextlib.contextmanager
-    def region(self, node: Node) -> Iterator[None]:
+    def region(self, node: Node) -> AbstractContextManager[None]:
         """The autocast state that the graph has entered where `node` stands: values are inferred under it."""
-        with contextlib.ExitStack() as stack:
-            for device, dtype, enabled, cache in self._autocast.get(node, ()):
-                stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=cache))
-            yield
+        return entered(self._autocast.get(node, ()))
 
     def linear(self, like: Node, x: Node, weight: Node, bias: Node | None = None) -> Node:
         """The canonical product, named after the owner of the weight."""
@@ -136,16 +134,3 @@ def bound_arguments(node: Node, *names: str) -> list[Any]:
 
 def _one(path: str) -> tuple[str, ...]:
     return (path,) if path else ()
-
-
-def _autocast_regions(gm: GraphModule) -> dict[Node, Sequence[Any]]:
-    regions: dict[Node, Sequence[Any]] = {}
-    entered: dict[Node, Any] = {}
-    for node in gm.graph.nodes:
-        if entered:
-            regions[node] = tuple(entered.values())
-        if node.target is _enter_autocast:
-            entered[node] = bound_arguments(node, "device_type", "dtype", "enabled", "cache_enabled")
-        elif node.target is _exit_autocast:
-            entered.pop(node.args[0], None)  # pyright: ignore[reportArgumentType]
-    return regions

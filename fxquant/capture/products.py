@@ -28,7 +28,8 @@ def make_products_canonical(editor: Editor) -> None:
     """Rewrite what can be rewritten in place; write a reason on every other product with a weight."""
     anything, usable = constant_nodes(editor.gm), editor.constants()
     for node in list(editor.gm.graph.nodes):
-        if not multiplies_weight(node, anything) or MADE_BY in note_of(node).made_by:
+        note = note_of(node)
+        if not multiplies_weight(node, anything) or MADE_BY in note.made_by or note.reason:
             continue
         weight = _weightiest(node, anything)
         handler = _HANDLERS.get(product_word(node))
@@ -135,6 +136,8 @@ def _einsum(editor: Editor, node: Node, usable: set[Node]) -> str:
         return "an einsum of other than two operands"
     swapped = operands[0] in usable
     x, weight = operands[::-1] if swapped else operands
+    assert isinstance(x, Node)
+    assert isinstance(weight, Node)
     if x in usable or weight not in usable:
         return "the weight is computed from an activation"
     if value_of(weight).dtype not in _FLOAT:

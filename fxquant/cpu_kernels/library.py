@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
+import torch  # noqa: F401 - the library's symbols are in libtorch, which must be loaded before it
 
 from fxquant.cpu_kernels.build import BuildFailed, build
 from fxquant.errors import KernelsUnavailableWarning
@@ -58,8 +58,7 @@ def best_isa() -> str | None:
 def _load() -> Library | None:
     try:
         path = build()
-        torch.ops.load_library(str(path))
-        handle = ctypes.CDLL(str(path))  # the same library again: the dynamic linker counts references
+        handle = ctypes.CDLL(str(path))  # its static initializers register the kernels, as torch.ops.load_library does
     except (BuildFailed, OSError) as error:
         warnings.warn(KernelsUnavailableWarning(str(error)), stacklevel=4)
         return None

@@ -17,6 +17,7 @@ from fxquant.annotation import note_of, write_note
 from fxquant.folding import FoldedConstant, folded_constants
 from fxquant.graphs import VALUE_KEY, CapturedGraph, value_of
 from fxquant.lowering.rules import INT8_PACK
+from fxquant.lowering.site import QUANTIZE_WEIGHT
 from fxquant.weights import Recipe
 
 
@@ -71,6 +72,8 @@ def bind(gm: GraphModule, captured: CapturedGraph) -> Binding:
         if not node.users:
             gm.graph.erase_node(node)
             continue
+        if str(node.target) not in positions:
+            continue  # a graph of torch.cond and its kind: no tensor
         weight = captured.weight(str(node.target))
         last = _become_placeholder(gm, node, last)
         last.meta.update({k: v for k, v in weight.input_meta.items() if k not in last.meta})
@@ -111,7 +114,7 @@ def _bound_recipe(
     plan = tuple((node.target if node.op == "call_function" else None, index) for node, index in outputs)
     words = [f"{'int8_pack' if op else 'plain'}({index})" for op, index in plan]
     where = note_of(outputs[0][0]).path or constant.sources[0]
-    quantizes = any(t.dtype in (torch.int8, torch.uint8) for t in (value_of(n) for n, _ in outputs))
+    quantizes = bool(constant.expression.graph.find_nodes(op="call_function", target=QUANTIZE_WEIGHT))
     recipe = Recipe(f"{constant.key} | {','.join(words)}", constant.expression, _packer(plan), where, quantizes)
     held = tuple(getattr(gm, name) for name in constant.names)
     evaluated = not any(isinstance(t, torch._subclasses.FakeTensor) for t in held)
@@ -133,8 +136,7 @@ def _last_placeholder(gm: GraphModule) -> Node | None:
 def _become_placeholder(gm: GraphModule, node: Node, last: Node | None) -> Node:
     suffix = "_packed" if node.target is INT8_PACK else ""
     base = str(node.target) if node.op == "get_attr" else str(node.args[0]).removesuffix("_codes")
-    point = gm.graph.inserting_after(last) if last is not None else gm.graph.inserting_before(next(iter(gm.graph.nodes)))
-    with point:
+    with gm.graph.inserting_after(last) if last is not None else gm.graph.inserting_before():  # at the beginning
         made = gm.graph.placeholder(base + suffix)
     made.meta[VALUE_KEY] = value_of(node)
     write_note(made, note_of(node))

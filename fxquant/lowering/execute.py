@@ -28,7 +28,8 @@ def to_inductor(gm: GraphModule, mode: str | None = None) -> Executable:
     from torch._inductor import list_mode_options
     from torch._inductor.compile_fx import compile_fx
 
-    fresh = GraphModule(dict(gm.named_buffers()), gm.graph)
+    held = {str(node.target): getattr(gm, str(node.target)) for node in gm.graph.find_nodes(op="get_attr")}
+    fresh = GraphModule(held, gm.graph)
     examples = [value_of(node) for node in gm.graph.find_nodes(op="placeholder")]
     patches = list_mode_options(mode) if mode else None
     with torch.no_grad():

@@ -20,6 +20,7 @@ from torch.fx import GraphModule, Node
 
 from fxquant.graphs import add_call, value_of
 from fxquant.lowering.site import QUANTIZE_DYNAMIC, QuantizedSite
+from fxquant.numerics import MAX_IN_FEATURES
 from fxquant.spec import TensorSpec
 from fxquant.target import Target
 
@@ -54,7 +55,7 @@ class Int8Dynamic(Rule):
     kernel = "int8_linear_dynamic"
 
     def why_not(self, site: QuantizedSite, target: Target) -> str:
-        if why := _no_int8_product(site, target):
+        if why := _no_int8_product(site, target) or _no_same_dtype(site):
             return why
         if site.x_quantize is not None and _readers(site.x_quantize) > 1:
             return "other products read the same codes of x"
@@ -65,7 +66,7 @@ class Int8Dynamic(Rule):
 
 
 class Int8Shared(Rule):
-    """The int8 product on codes that several products read.
+    """The int8 product on codes that several products read, or in another dtype than x has (autocast).
 
     before:  linear(dequantize(xc, xs), dequantize(@codes, @scale), b)
     after:   int8_linear(xc, xs, int8_pack(@codes), @scale, b)
@@ -97,7 +98,7 @@ class Int8WeightOnly(Rule):
     def why_not(self, site: QuantizedSite, target: Target) -> str:
         if site.spec.activations is not None:
             return f"x is quantized to {site.spec.activations}, the rule wants a float x"
-        return _no_int8_weight(site, target)
+        return _no_int8_weight(site, target) or _no_same_dtype(site)
 
     def build(self, gm: GraphModule, site: QuantizedSite) -> Node:
         return _call(gm, site, torch.ops.fxquant.int8_linear_weight_only.default, site.x, _packed(gm, site), site.scale)
@@ -105,7 +106,7 @@ class Int8WeightOnly(Rule):
 
 RULES: tuple[Rule, ...] = (
     Int8Dynamic(),  # first: quantization inside the kernel saves a pass over x
-    Int8Shared(),  # siblings that could not be joined: x is quantized once for all of them
+    Int8Shared(),  # siblings that could not be joined: x is quantized once for all of them; autocast
     Int8WeightOnly(),
 )
 
@@ -117,10 +118,14 @@ def _no_int8_weight(site: QuantizedSite, target: Target) -> str:
         return f"the weight is on {site.device_type}, the kernel is for the CPU"
     if not target.has_int8_kernel:
         return "this machine has no compiled int8 kernel (see the warning about the compiler)"
-    x, y = value_of(site.x), value_of(site.linear)
-    if x.dtype is not y.dtype:
-        return f"x is {x.dtype}, the product {y.dtype}: the kernel gives what it takes"
+    if site.in_features > MAX_IN_FEATURES:
+        return f"in_features is {site.in_features}: above {MAX_IN_FEATURES} int32 sums may overflow"
     return ""
+
+
+def _no_same_dtype(site: QuantizedSite) -> str:
+    x = value_of(site.x)
+    return "" if x.dtype is site.dtype else f"x is {x.dtype}, the product {site.dtype}: the kernel gives what it takes"
 
 
 def _no_int8_product(site: QuantizedSite, target: Target) -> str:
@@ -143,6 +148,8 @@ def _packed(gm: GraphModule, site: QuantizedSite) -> Node:
     return add_call(gm.graph, INT8_PACK, (site.codes,), like=site.codes, made_by=_MADE_BY)
 
 
-def _call(gm: GraphModule, site: QuantizedSite, target: Any, *operands: Node | None, tail: tuple[Any, ...] = ()) -> Node:
+def _call(
+    gm: GraphModule, site: QuantizedSite, target: Any, *operands: Node | None, tail: tuple[Any, ...] = ()
+) -> Node:
     args = (*operands, site.bias, site.in_features, *tail)
     return add_call(gm.graph, target, args, like=site.linear, made_by=_MADE_BY)

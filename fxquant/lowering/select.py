@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch.fx import GraphModule
 
 from fxquant.annotation import Declined, PassResult, amend_note, note_of
+from fxquant.graphs import remove_dead
 from fxquant.lowering.rules import RULES, Rule
 from fxquant.lowering.site import QuantizedSite, quantized_sites
 from fxquant.target import Target
@@ -14,19 +15,20 @@ def select_kernels(gm: GraphModule, target: Target, rules: tuple[Rule, ...] = RU
     """Replace each quantized linear by a kernel; what no rule takes stays as it is and is reported with all reasons."""
     result = PassResult()
     for site in quantized_sites(gm):
-        reasons = []
+        reasons: dict[str, list[str]] = {}
         for rule in rules:
             if why := rule.why_not(site, target):
-                reasons.append(f"{rule.kernel}: {why}")
+                reasons.setdefault(why, []).append(rule.kernel)
                 continue
             _replace(gm, site, rule)
             result.changed += 1
             break
         else:
-            reason = "runs as dequantize + linear. " + "; ".join(reasons)
+            words = "; ".join(f"{', '.join(kernels)}: {why}" for why, kernels in reasons.items())
+            reason = f"runs as dequantize + linear. {words}"
             amend_note(site.linear, reason=reason)
             result.declined.append(Declined(note_of(site.linear).path or site.linear.name, reason, site.linear.name))
-    gm.graph.eliminate_dead_code()
+    remove_dead(gm)
     gm.recompile()
     return result
 

@@ -15,6 +15,7 @@ from fxquant.spec import LinearSpec
 LINEAR = torch.ops.aten.linear.default
 DEQUANTIZE = torch.ops.fxquant.dequantize.default
 QUANTIZE_DYNAMIC = torch.ops.fxquant.quantize_dynamic.default
+QUANTIZE_WEIGHT = torch.ops.fxquant.quantize_weight.default
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,17 @@ from fxquant.passes.fuse_siblings import FuseSiblings
 from fxquant.passes.insert_qdq import InsertQdq
 from fxquant.passes.share_quantize import ShareQuantize
 
-__all__ = ["Annotate", "FoldWeights", "FuseSiblings", "InsertQdq", "Observer", "Pass", "ShareQuantize", "ignore", "run_passes"]
+__all__ = [
+    "Annotate",
+    "FoldWeights",
+    "FuseSiblings",
+    "InsertQdq",
+    "Observer",
+    "Pass",
+    "ShareQuantize",
+    "ignore",
+    "run_passes",
+]
 
 Observer = Callable[[str, GraphModule, PassResult | None], None]
 

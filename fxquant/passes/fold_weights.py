@@ -9,7 +9,7 @@ from torch.fx import GraphModule, Node
 
 from fxquant.annotation import PassResult, note_of
 from fxquant.folding import fold
-from fxquant.graphs import constant_nodes
+from fxquant.graphs import constant_nodes, remove_dead
 from fxquant.passes.base import Pass
 from fxquant.passes.insert_qdq import QUANTIZE_WEIGHT
 from fxquant.passes.sites import bias_of, linears
@@ -43,7 +43,7 @@ class FoldWeights(Pass):
             if bias is not None and bias.op != "get_attr" and bias in constant and note_of(node).spec is not None:
                 fold(gm, [bias], [f"{note_of(node).path}_bias"], evaluate=self.evaluate)
                 result.changed += 1
-        gm.graph.eliminate_dead_code()
+        remove_dead(gm)
         gm.recompile()
         return result
 

@@ -9,12 +9,20 @@ import torch
 from torch.fx import GraphModule, Node
 
 from fxquant.annotation import Declined, PassResult, amend_note, joined_path, note_of
-from fxquant.graphs import add_call, refresh_values, value_of
+from fxquant.graphs import (
+    add_call,
+    autocast_regions,
+    entered,
+    is_written_between,
+    refresh_values,
+    value_of,
+)
 from fxquant.passes.base import Pass
-from fxquant.passes.sites import LINEAR, activation_of, bias_of, linears, place_before, weight_of
+from fxquant.passes.sites import LINEAR, activation_of, bias_of, linears, place_before, weight_of, where
 
 _CAT = torch.ops.aten.cat.default
 _SPLIT = torch.ops.aten.split_with_sizes.default
+_CLONE = torch.ops.aten.clone.default
 
 
 @dataclass(frozen=True)
@@ -33,14 +41,14 @@ class FuseSiblings(Pass):
 
     def run(self, gm: GraphModule) -> PassResult:
         result = PassResult()
-        for group in _sibling_groups(gm):
-            if why := _why_not(group):
+        # Asked of all groups before any is joined: joining moves the memory that a value stands for.
+        for group, why in [(group, _why_not(group)) for group in _sibling_groups(gm)]:
+            if why:
                 paths = tuple(p for n in group for p in note_of(n).paths[:1])
-                result.declined.append(Declined(joined_path(paths), why, group[0].name))
+                result.declined.append(Declined(joined_path(paths) or where(group[0]), why, group[0].name))
             else:
                 _join(gm, group)
                 result.changed += 1
-        gm.graph.eliminate_dead_code()
         gm.recompile()
         return result
 
@@ -62,13 +70,14 @@ def _why_not(group: list[Node]) -> str:
         return "one scale for a whole weight: joining would change the numbers"
     if len({bias_of(n) is None for n in group}) > 1:
         return "some of the linears have a bias and some have none"
-    if len({(value_of(w).dtype, value_of(w).device) for w in weights}) > 1:
-        return "the weights differ in dtype or device"
-    biases = [value_of(b) for n in group if (b := bias_of(n)) is not None]
-    if len({(b.dtype, b.dim()) for b in biases}) > 1 or any(b.dim() != 1 for b in biases):
-        return "the biases differ in dtype, or are not vectors"
+    if len({(value_of(n).dtype, value_of(n).device) for n in (*weights, *filter(None, map(bias_of, group)))}) > 1:
+        return "the weights and biases differ in dtype or device"
+    if len({value_of(n).dtype for n in group}) > 1:
+        return "the products differ in dtype (autocast)"
     if any(len(w.users) > 1 for w in weights):
         return "a weight is used elsewhere too (tied or shared)"
+    if is_written_between(activation_of(group[0]), group[0], group[-1]):
+        return "the model writes to their input between them"
     return ""
 
 
@@ -82,13 +91,15 @@ def _join(gm: GraphModule, group: list[Node]) -> None:
         weight = add_call(graph, _CAT, (weights,), like=first, made_by=FuseSiblings.name)
         bias = add_call(graph, _CAT, (biases,), like=first, made_by=FuseSiblings.name) if biases else None
         args = (activation_of(first), weight) if bias is None else (activation_of(first), weight, bias)
-        wide = add_call(graph, LINEAR, args, like=first, made_by=FuseSiblings.name)
+        with entered(autocast_regions(gm).get(first, ())):
+            wide = add_call(graph, LINEAR, args, like=first, made_by=FuseSiblings.name)
         for node in (weight, wide) if bias is None else (weight, bias, wide):
             amend_note(node, paths=paths)
         sizes = [int(value_of(w).shape[0]) for w in weights]
         pieces = add_call(graph, _SPLIT, (wide, sizes, -1), like=first, made_by=FuseSiblings.name)
         parts = [
-            add_call(graph, operator.getitem, (pieces, i), like=n, made_by=FuseSiblings.name) for i, n in enumerate(group)
+            add_call(graph, operator.getitem, (pieces, i), like=n, made_by=FuseSiblings.name)
+            for i, n in enumerate(group)
         ]
     for node in (pieces, *parts):
         amend_note(node, spec=None)
@@ -99,14 +110,18 @@ def _join(gm: GraphModule, group: list[Node]) -> None:
 
 
 def _keep_consumers_running(gm: GraphModule, parts: list[Node]) -> None:
-    """A slice of the wide result is strided: where a consumer's `view` can't take that, the slice is copied first."""
-    if not refresh_values(gm, parts):
-        return
+    """A slice of the wide result is strided.
+
+    It is copied where a consumer's `view` can't take that, and where it would leave the graph: the caller expects the
+    layout of the model, and a cached key must not keep the whole wide result alive.
+    """
+    contiguous = {"memory_format": torch.contiguous_format}
     for part in parts:
+        if not refresh_values(gm, [part]):
+            continue
         users = list(part.users)
         with gm.graph.inserting_after(part):
-            copy = add_call(gm.graph, torch.ops.aten.clone.default, (part,), like=part, made_by=FuseSiblings.name,
-                            kwargs={"memory_format": torch.contiguous_format})
+            copy = add_call(gm.graph, _CLONE, (part,), like=part, made_by=FuseSiblings.name, kwargs=contiguous)
         for user in users:
             user.replace_input_with(part, copy)
         refresh_values(gm, [copy])

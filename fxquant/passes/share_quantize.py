@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
 from torch.fx import GraphModule, Node
-from torch.fx.node import map_arg
 
 from fxquant.annotation import PassResult, amend_note, note_of
-from fxquant.graphs import target_name
+from fxquant.graphs import written_by
 from fxquant.passes.base import Pass
+from fxquant.passes.insert_qdq import DEQUANTIZE, QUANTIZE_DYNAMIC, QUANTIZE_WEIGHT
 
-_SHAREABLE = ("fxquant.quantize_dynamic", "fxquant.quantize_weight", "fxquant.dequantize", "getitem")
+_QUANTIZE = (QUANTIZE_DYNAMIC, QUANTIZE_WEIGHT)
 
 
 @dataclass(frozen=True)
@@ -31,25 +32,22 @@ class ShareQuantize(Pass):
         result = PassResult()
         seen: dict[Any, Node] = {}
         for node in list(gm.graph.nodes):
-            if node.op != "call_function" or target_name(node) not in _SHAREABLE:
+            if written_by(node):
+                seen.clear()  # the same node may stand for another value from here on
+            if not _is_ours(node):
                 continue
-            key = (node.target, map_arg(node.args, lambda n: _Ref(n)), str(node.kwargs))
-            twin = seen.setdefault(repr(key), node)
+            twin = seen.setdefault((node.target, node.args), node)
             if twin is not node:
                 paths = dict.fromkeys((*note_of(twin).paths, *note_of(node).paths))
                 amend_note(twin, paths=tuple(paths))
                 node.replace_all_uses_with(twin)
                 gm.graph.erase_node(node)
-                result.changed += target_name(twin).startswith("fxquant.quantize")
+                result.changed += twin.target in _QUANTIZE
         gm.recompile()
         return result
 
 
-class _Ref:
-    """A node as a part of a key: equal by name, which is unique in a graph."""
-
-    def __init__(self, node: Node) -> None:
-        self.name = node.name
-
-    def __repr__(self) -> str:
-        return f"%{self.name}"
+def _is_ours(node: Node) -> bool:
+    """A node that insert-qdq made: quantize, an element of what it gives, dequantize."""
+    source = node.args[0] if node.target is operator.getitem else None
+    return node.target in (*_QUANTIZE, DEQUANTIZE) or (isinstance(source, Node) and source.target in _QUANTIZE)

@@ -8,7 +8,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from fxquant.annotation import note_of
-from fxquant.graphs import source_line
+from fxquant.graphs import ancestors, source_line
 
 LINEAR = torch.ops.aten.linear.default
 
@@ -19,7 +19,9 @@ def linears(gm: GraphModule) -> Iterator[Node]:
 
 
 def activation_of(linear: Node) -> Node:
-    return linear.all_input_nodes[0] if not isinstance(linear.args[0], Node) else linear.args[0]
+    x = linear.args[0]
+    assert isinstance(x, Node)
+    return x
 
 
 def weight_of(linear: Node) -> Node:
@@ -29,7 +31,7 @@ def weight_of(linear: Node) -> Node:
 
 
 def bias_of(linear: Node) -> Node | None:
-    bias = linear.args[2] if len(linear.args) > 2 else linear.kwargs.get("bias")
+    bias = linear.args[2] if len(linear.args) > 2 else None
     assert bias is None or isinstance(bias, Node)
     return bias
 
@@ -41,13 +43,6 @@ def where(node: Node) -> str:
 
 def place_before(nodes: list[Node], point: Node) -> None:
     """Move constant expressions (and what they are computed from) in front of `point`, keeping their order."""
-    needed: set[Node] = set()
-    todo = list(nodes)
-    while todo:
-        node = todo.pop()
-        if node not in needed:
-            needed.add(node)
-            todo += node.all_input_nodes
-    for node in [n for n in point.graph.nodes if n in needed]:
-        if node.op != "get_attr" or node > point:
+    for node in ancestors(nodes):
+        if node > point:
             point.prepend(node)

@@ -136,6 +136,11 @@ class QuantConfig:
         return LinearSpec(None, None)
 
     @property
+    def asks_for_something(self) -> bool:
+        """True if a preset, a format or a rule is named: what is left is the default, which a target may not be good at."""
+        return any(x is not None for x in (self.preset, self.weights, self.activations)) or bool(self.rules)
+
+    @property
     def has_path_rules(self) -> bool:
         """True if a rule, include or exclude needs the path of a module to be decided ('*' alone does not)."""
         return any(pattern.strip("*") for pattern in self.patterns)

@@ -1,0 +1,177 @@
+"""One nn.Linear, compiled: float32 by Inductor beside backend="fxquant" (int8dq and int8wo), in turns in one process.
+
+Activation quantization, Dynamo's guards and our runner are all inside the times. Two parts: a grid over N = K and M, and
+odd sizes beside the next multiple of 64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.harness import Error, Outcome, WrongAnswer, arguments, finish, kernels_run, milliseconds, progress
+from benchmarks.timing import Stats, paired, ratio
+from fxquant import QuantConfig, QuantizingBackend
+
+WIDTHS = (384, 1024, 4096)
+ROWS = (1, 4, 16, 64, 256, 1024)
+PRESETS = {"int8dq": "int8_linear_dynamic", "int8wo": "int8_linear_weight_only"}
+# int8dq against float32 Inductor at N = K = 4096.
+FLOORS = {1: 3.0, 16: 5.0, 256: 2.2}
+# (N, K) odd; each is held against both rounded up to a multiple of 64.
+ODD = ((4095, 4093), (1021, 1019), (383, 383))
+ODD_ROWS = (1, 16, 256)
+ODD_LIMIT = 1.3
+# Two runs of the very same program differ by this much on a machine with neighbours.
+NOISE = 0.03
+# SQNR of Gaussian data: int8 codes per row reach about 44 dB, two of them about 41; what is below computes something else.
+LEAST_SQNR = 36.0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A compiled linear that has been checked, and the kernel that its report and the profiler name; "float" if kept."""
+
+    call: Callable[[Tensor], Tensor]
+    kernel: str
+    error: Error
+
+
+@dataclass(frozen=True)
+class Case:
+    """One linear, timed: seconds by candidate, and what ran."""
+
+    stats: dict[str, Stats]
+    kernels: dict[str, str]
+    errors: dict[str, Error]
+
+
+def quantized(linear: nn.Linear, x: Tensor, preset: str, want: Tensor) -> Candidate:
+    """The compiled candidate. Raises WrongAnswer for a wrong result, or where another kernel ran than the report says."""
+    backend = QuantizingBackend(QuantConfig(preset=preset))
+    call = torch.compile(linear, backend=backend, dynamic=False, fullgraph=True)
+    error = Error.of(call(x), want)
+    (site,) = (site for report in backend.reports for site in report.sites)
+    ran = kernels_run(lambda: call(x))
+    where = f"{preset}, {tuple(x.shape)} by {tuple(linear.weight.shape)}"
+    if not error.sqnr >= LEAST_SQNR:
+        raise WrongAnswer(where, f"an SQNR of {error.sqnr:.1f} dB", f"at least {LEAST_SQNR} dB")
+    if site.status == "lowered" and (site.kernel != PRESETS[preset] or f"fxquant::{site.kernel}" not in ran):
+        raise WrongAnswer(where, f"the report says {site.kernel}, {sorted(ran)} ran", PRESETS[preset])
+    if site.status == "float" and any("fxquant" in name for name in ran):
+        raise WrongAnswer(where, f"the report says float, {sorted(ran)} ran", "a float product")
+    if site.status not in ("lowered", "float"):
+        raise WrongAnswer(where, f"status {site.status}: {site.reason}", "a lowered site, or one kept float")
+    return Candidate(call, site.kernel or "float", error)
+
+
+@torch.no_grad()
+def measure(out_features: int, in_features: int, rows: int, seconds: float) -> Case:
+    """Compile, check and time one linear."""
+    torch._dynamo.reset()
+    torch.manual_seed(out_features + rows)
+    linear = nn.Linear(in_features, out_features).eval().requires_grad_(False)
+    x = torch.randn(rows, in_features)
+    want = linear(x)
+    plain = torch.compile(linear, dynamic=False, fullgraph=True)
+    torch.testing.assert_close(plain(x), want, rtol=1e-4, atol=1e-4)
+    candidates = {preset: quantized(linear, x, preset, want) for preset in PRESETS}
+    calls: dict[str, Callable[[], object]] = {"float": lambda: plain(x)}
+    calls |= {preset: lambda call=c.call: call(x) for preset, c in candidates.items()}
+    stats = paired(calls, seconds=seconds, min_rounds=5)
+    return Case(
+        stats, {p: c.kernel for p, c in candidates.items()}, {p: c.error for p, c in candidates.items()}
+    )
+
+
+def row_of(case: Case, threads: int, out_features: int, in_features: int, rows: int) -> tuple[dict[str, str], dict[str, Any]]:
+    """A row of the table, and its figures."""
+    row = {"threads": str(threads), "N x K": f"{out_features} x {in_features}", "M": str(rows)}
+    row["float ms"] = milliseconds(case.stats["float"].median)
+    for preset in PRESETS:
+        row[f"{preset} ms"] = milliseconds(case.stats[preset].median)
+        row[f"{preset} ratio"] = f"{ratio(case.stats, 'float', preset):.2f}"
+        row[f"{preset} kernel"] = case.kernels[preset]
+    figures = {
+        "threads": threads,
+        "out_features": out_features,
+        "in_features": in_features,
+        "rows": rows,
+        "stats": {name: s.as_json() for name, s in case.stats.items()},
+        "kernels": case.kernels,
+        "errors": {name: asdict(e) for name, e in case.errors.items()},
+    }
+    return row, figures
+
+
+def grid(outcome: Outcome, threads: int, widths: tuple[int, ...], rows: tuple[int, ...], seconds: float) -> None:
+    """N = K over M, with the demands on speed."""
+    slower: list[str] = []
+    for width in widths:
+        for m in rows:
+            progress(f"linear {width} x {width}, M = {m}, {threads} thread(s)")
+            case = measure(width, width, m, seconds)
+            row, figures = row_of(case, threads, width, width, m)
+            outcome.add(row, **figures)
+            for preset in PRESETS:
+                times = ratio(case.stats, "float", preset)
+                if times < 1 - NOISE and case.kernels[preset] != "float":
+                    slower.append(f"{preset} {width} M={m} ({times:.2f}x)")
+            if width == 4096 and m in FLOORS:
+                what = f"int8dq, 4096 x 4096, M = {m}, {threads} thread(s)"
+                outcome.at_least(what, ratio(case.stats, "float", "int8dq"), FLOORS[m])
+    what = f"no lowered site slower than float, {threads} thread(s), noise {NOISE:.0%}"
+    outcome.demand(what, not slower, ", ".join(slower) or "none", "none")
+
+
+def up(size: int) -> int:
+    return -(-size // 64) * 64
+
+
+def odd_sizes(outcome: Outcome, threads: int, sizes: tuple[tuple[int, int], ...], seconds: float) -> None:
+    """The time per operation of odd sizes over that of the next multiple of 64, the two taking turns."""
+    for n, k in sizes:
+        for m in ODD_ROWS:
+            progress(f"linear {n} x {k} beside {up(n)} x {up(k)}, M = {m}, {threads} thread(s)")
+            for preset in PRESETS:
+                times = odd_pair(n, k, m, preset, seconds)
+                cost = (times["odd"].median / (n * k)) / (times["even"].median / (up(n) * up(k)))
+                what = f"{preset}, {n} x {k}, M = {m}, {threads} thread(s): time per operation over {up(n)} x {up(k)}"
+                outcome.at_most(what, cost, ODD_LIMIT)
+
+
+@torch.no_grad()
+def odd_pair(n: int, k: int, m: int, preset: str, seconds: float) -> dict[str, Stats]:
+    """The odd linear and the even one in turns."""
+    torch._dynamo.reset()
+    calls: dict[str, Callable[[], object]] = {}
+    for name, (rows, columns) in {"odd": (n, k), "even": (up(n), up(k))}.items():
+        linear = nn.Linear(columns, rows).eval().requires_grad_(False)
+        x = torch.randn(m, columns)
+        candidate = quantized(linear, x, preset, linear(x))
+        calls[name] = lambda call=candidate.call, x=x: call(x)
+    return paired(calls, seconds=seconds, min_rounds=5)
+
+
+def main(chosen: argparse.Namespace) -> int:
+    outcome = Outcome("linear_inductor", 'nn.Linear: float32 Inductor beside backend="fxquant", medians in turns')
+    seconds = 0.3 if chosen.quick else 1.0
+    for threads in chosen.threads:
+        torch.set_num_threads(threads)
+        widths, rows = ((384, 1024), (1, 16, 256)) if chosen.quick else (WIDTHS, ROWS)
+        grid(outcome, threads, widths, rows, seconds)
+        if threads == chosen.threads[0]:
+            odd_sizes(outcome, threads, ODD[1:] if chosen.quick else ODD, seconds / 2)
+    return finish(outcome, chosen)
+
+
+if __name__ == "__main__":
+    parser = arguments(__doc__)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    sys.exit(main(parser.parse_args()))

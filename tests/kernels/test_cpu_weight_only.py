@@ -1,0 +1,112 @@
+"""The float x int8 kernels of the CPU: float32 sums, so the answer has a bound, not bits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from fxquant.ops import reference
+from tests.kernels.cpu_helpers import (
+    DTYPES,
+    ISAS,
+    SECOND_ORDER,
+    SHAPES,
+    SMALLEST_HALF_STEP,
+    U_OUT,
+    Problem,
+    U,
+    assert_equal,
+    assert_within,
+    loaded,
+    need_isa,
+    problem,
+)
+
+ops = torch.ops.fxquant
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels() -> None:
+    loaded()
+
+
+@pytest.fixture(params=ISAS, ids=list(ISAS.values()))
+def isa(request: pytest.FixtureRequest) -> int:
+    return need_isa(request.param)
+
+
+def check(p: Problem, x: Tensor, got: Tensor, bias: Tensor | None) -> None:
+    """gamma_K |x| |codes|^T scale for the sum, u for the scale and for the bias, u_out for the output."""
+    k = p.in_features
+    scale = p.scale.double().t()
+    product = (x.double() @ p.codes.double().t()) * scale
+    magnitude = (x.double().abs() @ p.codes.double().abs().t()) * scale
+    want = product if bias is None else product + bias.double()
+    gamma = k * U / (1 - k * U)
+    bound = gamma * magnitude + U * product.abs() + (U + U_OUT[x.dtype]) * want.abs()
+    assert got.dtype == x.dtype
+    assert_within(got, want, SECOND_ORDER * bound + SMALLEST_HALF_STEP[x.dtype])
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sums_stay_in_the_derived_bound(isa: int, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    m, n, k = shape
+    p = problem(n, k, seed=31, exact=False)
+    x = torch.randn(m, k, generator=torch.Generator().manual_seed(32)).to(dtype)
+    check(p, x, ops.int8_linear_weight_only(x, p.packed, p.scale, p.bias, k, isa), p.bias)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 97])
+def test_exact_where_float32_holds_every_sum(isa: int, rows: int) -> None:
+    """Integers below 2**24 in all partial sums, and power-of-two scales: no rounding in any order."""
+    p = problem(70, 300, seed=33, exact=True)
+    x = torch.randint(-127, 128, (rows, 300), generator=torch.Generator().manual_seed(34)).float()
+    want = (x.double() @ p.codes.double().t()) * p.scale.double().t() + p.bias.double()
+    assert_equal(ops.int8_linear_weight_only(x, p.packed, p.scale, p.bias, 300, isa), want.float())
+
+
+@pytest.mark.parametrize("bias_dtype", [*DTYPES, None], ids=str)
+def test_bias_of_any_float_type(isa: int, bias_dtype: torch.dtype | None) -> None:
+    p = problem(70, 40, seed=35, exact=False)
+    bias = None if bias_dtype is None else p.bias.to(bias_dtype)
+    x = torch.randn(5, 40, generator=torch.Generator().manual_seed(36))
+    check(p, x, ops.int8_linear_weight_only(x, p.packed, p.scale, bias, 40, isa), bias)
+
+
+@pytest.mark.parametrize("rows", [2, 100])
+def test_a_long_sum(isa: int, rows: int) -> None:
+    p = problem(3, 70_001, seed=37, exact=False)
+    x = torch.randn(rows, 70_001, generator=torch.Generator().manual_seed(38))
+    check(p, x, ops.int8_linear_weight_only(x, p.packed, p.scale, None, 70_001, isa), None)
+
+
+def test_heights_give_the_same_rows(isa: int) -> None:
+    """A row's bits do not depend on how many rows stand beside it: the order of its sum is always that of k."""
+    p = problem(70, 333, seed=39, exact=False)
+    x = torch.randn(130, 333, generator=torch.Generator().manual_seed(40))
+    whole = ops.int8_linear_weight_only(x, p.packed, p.scale, p.bias, 333, isa)
+    for rows in (1, 6, 7, 96):
+        assert_equal(ops.int8_linear_weight_only(x[:rows], p.packed, p.scale, p.bias, 333, isa), whole[:rows])
+
+
+def test_x_of_any_layout() -> None:
+    p = problem(70, 33, seed=41, exact=False)
+    x = torch.randn(4, 6, 40, generator=torch.Generator().manual_seed(42))
+    for view in (x[..., :33], x.transpose(0, 1)[..., :33], x[1, :, 3:36], x[:, ::2, 7:], x[0, 0, :33]):
+        want = ops.int8_linear_weight_only(view.contiguous(), p.packed, p.scale, p.bias, 33)
+        assert_equal(ops.int8_linear_weight_only(view, p.packed, p.scale, p.bias, 33), want)
+
+
+def test_non_finite_x_stays_in_its_row(isa: int) -> None:
+    p = problem(70, 33, seed=43, exact=False)
+    x = torch.randn(9, 33, generator=torch.Generator().manual_seed(44))
+    x[2, 32], x[5, 0] = float("nan"), float("inf")
+    got = ops.int8_linear_weight_only(x, p.packed, p.scale, p.bias, 33, isa)
+    want = reference.int8_linear_weight_only(x, p.packed, p.scale, p.bias, 33)
+    assert got[2].isnan().all()
+    assert torch.equal(got.isnan(), want.isnan())
+    assert torch.equal(got.isinf(), want.isinf())
+    finite = [row for row in range(9) if row not in (2, 5)]
+    assert got[finite].isfinite().all()

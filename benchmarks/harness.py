@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.autograd import profiler_legacy
 
 from demo.view import processor
 
@@ -81,7 +82,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 
 def finish(outcome: Outcome, chosen: argparse.Namespace) -> int:
     """Print the table and the checks, write the JSON file; returns the exit status: 1 if a demand does not hold."""
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(_table(outcome.title, outcome.rows))
     rows = [{"must hold": c.what, "measured": c.value, "demand": c.demand, "": _word(c)} for c in outcome.checks]
     if rows:
@@ -115,9 +116,9 @@ def kernels_run(fn: Callable[[], object], marks: Sequence[str] = ("fxquant::", "
 
     Inductor's own C++ kernels are not dispatched and so are not seen.
     """
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with profiler_legacy.profile() as profile:  # torch.profiler's Kineto writes lines of its own between ours
         fn()
-    return {event.name for event in profile.events() or () if any(mark in event.name for mark in marks)}
+    return {event.name for event in profile.function_events if any(mark in event.name for mark in marks)}
 
 
 @dataclass(frozen=True)

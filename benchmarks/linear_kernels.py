@@ -123,16 +123,23 @@ def check_answers(case: Case, fns: dict[str, Callable[[], Tensor]]) -> None:
 
 
 def missed_floors(cell: Cell) -> list[str]:
+    """What does not hold, judged by medians on one thread and by the best rounds on several.
+
+    Where a neighbour holds one of the cores, a barrier of two threads waits for a whole time slice. That strikes most
+    rounds alike, whoever computes, and says nothing about a kernel.
+    """
     stats = cell.stats
+    figure = "median" if cell.threads == 1 else "best"
     floors = [(name, "float", 1.0) for name in ("int8dq", "int8wo")]
     if cell.size == 4096:
         floors += [("int8dq", "float", FLOAT_FLOORS[cell.rows])] if cell.rows in FLOAT_FLOORS else []
         floors += [("int8dq", "onednn", ONEDNN_FLOORS[cell.rows])] if cell.rows in ONEDNN_FLOORS else []
     where = f"{cell.threads} threads, {cell.rows} x {cell.size}"
+    ratios = [(ratio(stats, slow, fast, figure), fast, slow, floor) for fast, slow, floor in floors if slow in stats]
     return [
-        f"{where}: {fast} is {ratio(stats, slow, fast):.2f} times as fast as {slow}, must be {floor}"
-        for fast, slow, floor in floors
-        if slow in stats and ratio(stats, slow, fast) < floor
+        f"{where}: {fast} is {met:.2f} times as fast as {slow} by the {figure}, must be {floor}"
+        for met, fast, slow, floor in ratios
+        if met < floor
     ]
 
 

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ def paired(
     return {name: Stats(statistics.median(t), min(t), max(t), len(t)) for name, t in taken.items()}
 
 
-def ratio(stats: dict[str, Stats], slow: str, fast: str) -> float:
-    """How many times faster `fast` is than `slow`, by medians."""
-    return stats[slow].median / stats[fast].median
+def ratio(stats: Mapping[str, Stats], slow: str, fast: str, figure: Literal["median", "best"] = "median") -> float:
+    """How many times as fast `fast` is as `slow`."""
+    return getattr(stats[slow], figure) / getattr(stats[fast], figure)
 
 
 def _calls_per_turn(fn: Callable[[], object], turn: float = 2e-4) -> int:

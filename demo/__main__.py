@@ -21,6 +21,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--backend", default="fxquant", help="another Dynamo backend, to see the demo's own noise")
     parser.add_argument("--dump", type=Path, default=Path("fxquant-dump"), help="folder for the graphs of every stage")
     parser.add_argument("--json", type=Path, help="a file for the figures")
+    parser.add_argument("--readme", type=Path, help="a document whose table of results to replace")
     return parser.parse_args(arguments)
 
 
@@ -81,7 +82,8 @@ def run(chosen: argparse.Namespace, console: Console) -> None:
         scores = compare.quality(encoders, tokenizer, pairs, max(inputs), done)
         sizes = compare.sizes(model, settings)
 
-    console.print(view.result_table(settings, speeds, sizes, scores))
+    rows = list(view.result_rows(speeds, sizes, scores))
+    console.print(view.result_table(settings, rows))
     if chosen.json is not None:
         chosen.json.write_text(view.as_json(settings, speeds, sizes, scores), encoding="utf-8")
     console.print(

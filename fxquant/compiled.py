@@ -124,6 +124,6 @@ def resolve_config(config: ConfigLike, fields: Mapping[str, Any]) -> QuantConfig
 
 
 def _refuse_dead_patterns(model: nn.Module, config: QuantConfig) -> None:
-    paths = [path for path, _ in model.named_modules() if path]
+    paths = [path for path, _ in model.named_modules(remove_duplicate=False) if path]
     if dead := config.unmatched(paths):
         raise PatternMatchesNothing(dead, paths)

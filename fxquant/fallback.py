@@ -118,7 +118,7 @@ class ShadowLinear(nn.Linear):
     __slots__ = ("_fxquant_eager", "_fxquant_reason")
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():  # is_compiling() is also true while another thread compiles
             return nn.functional.linear(input, self.weight, self.bias)
         if not self._fxquant_reason:
             self._fxquant_reason = _why_in_eager()
@@ -151,6 +151,9 @@ def _is_plain_linear(module: nn.Module) -> bool:
     )
 
 
+_OWN = frozenset({"_modules", "_is_torch_compile"})  # the children; torch.compile's mark on what it compiles
+
+
 class _Container:
     """A module with linears below it and its twin. Only their children differ; ``_parameters`` and its like are shared.
 
@@ -165,27 +168,28 @@ class _Container:
     def _remember(self) -> None:
         fields = self.original.__dict__
         shared = nn.Module().__dict__.keys() - {"training"}
-        self._size = len(fields)
+        self._sizes = {id(side): len(side.__dict__) for side in (self.original, self.twin)}
         self._pick = itemgetter("training", "training", *(name for name in fields if name not in shared))
         self._known = self._pick(fields)
 
     def pull(self) -> None:
         """Carry what the user set on the module over to the twin."""
-        self._carry(self.original.__dict__, self.twin.__dict__)
+        self._carry(self.original, self.twin)
 
     def push(self) -> None:
         """Carry what the twin set on itself while it ran over to the user's module."""
-        self._carry(self.twin.__dict__, self.original.__dict__)
+        self._carry(self.twin, self.original)
 
-    def _carry(self, source: dict[str, Any], target: dict[str, Any]) -> None:
+    def _carry(self, source: nn.Module, target: nn.Module) -> None:
+        ours, theirs = source.__dict__, target.__dict__
         try:
-            if len(source) == self._size and all(map(is_, self._pick(source), self._known)):
+            if len(ours) == self._sizes[id(source)] and all(map(is_, self._pick(ours), self._known)):
                 return
         except KeyError:  # one attribute went, another came
             pass
-        target.update({name: value for name, value in source.items() if name != "_modules"})
-        for name in target.keys() - source.keys():
-            del target[name]
+        theirs.update({name: value for name, value in ours.items() if name not in _OWN})
+        for name in theirs.keys() - ours.keys() - _OWN:
+            del theirs[name]
         self._remember()
 
 
@@ -243,7 +247,8 @@ class Shadow:
         paths: dict[int, tuple[str, ...]] = {}
         for path, module in self._model.named_modules(remove_duplicate=False):
             paths[id(module)] = (*paths.get(id(module), ()), path)
-        self._twins = {id(m): (m, twin) for m in self._model.modules() if (twin := self._twin_of(m, paths[id(m)]))}
+        twins = ((m, self._twin_of(m, paths[id(m)])) for m in self._model.modules())
+        self._twins = {id(m): (m, twin) for m, twin in twins if twin is not None}  # an empty Sequential is false
         containers = [(m, twin) for m, twin in self._twins.values() if not isinstance(twin, ShadowLinear)]
         self._containers = [_Container(m, twin) for m, twin in containers]
         self._children = [(m._modules, list(m._modules.values())) for m, _ in containers]

@@ -87,7 +87,8 @@ def _text(node: Node, numbers: dict[Node, int]) -> str:
 
 
 def _unique_name(gm: GraphModule, wanted: str) -> str:
-    name = re.sub(r"\W+", "_", wanted).strip("_") or "folded"
+    name = re.sub(r"[\W_]+", "_", wanted).strip("_") or "folded"
+    name = f"_{name}" if name[0].isdigit() else name
     taken, number = name, 1
     while hasattr(gm, taken):
         taken, number = f"{name}_{number}", number + 1

@@ -70,7 +70,8 @@ class CapturedGraph:
         """
         for node in self.gm.graph.find_nodes(op="get_attr"):
             name = str(node.target)
-            if not isinstance(getattr(self.gm, name), torch._subclasses.FakeTensor):
+            held = getattr(self.gm, name)  # a graph of torch.cond and its kind is no tensor, and stays
+            if isinstance(held, torch.Tensor) and not isinstance(held, torch._subclasses.FakeTensor):
                 delattr(self.gm, name)
                 setattr(self.gm, name, value_of(node))
 
@@ -211,14 +212,14 @@ _IN_PLACE = re.compile(r"[a-z0-9]_$|^(setitem|iadd|isub|imul|itruediv|ifloordiv|
 
 
 def constant_nodes(gm: GraphModule) -> set[Node]:
-    """Nodes whose value depends on parameters and buffers only: what folding may compute ahead of the call."""
+    """Nodes whose value depends on parameters and buffers only; unless written to, folding may compute it ahead."""
     constant: set[Node] = set()
     for node in gm.graph.nodes:
         if node.op == "get_attr":
             constant.add(node)
         elif node.op in ("call_function", "call_method") and node.all_input_nodes:
-            pure = not _IMPURE.search(target_name(node)) and not written_by(node)
-            if pure and all(n in constant for n in node.all_input_nodes):
+            pure = not _IMPURE.search(target_name(node))
+            if pure and constant.issuperset(node.all_input_nodes):
                 constant.add(node)
     return constant
 
@@ -254,35 +255,37 @@ def _schema_arguments(target: Any) -> Sequence[Any]:
     return target._schema.arguments if isinstance(target, torch._ops.OpOverload) else ()
 
 
-def mutated_weights(gm: GraphModule) -> set[Node]:
-    """The get_attr nodes that the graph itself writes to (a cache, running statistics): never to be folded."""
-    written = [n for node in gm.graph.nodes for n in written_by(node)]
-    return {alias for n in written for alias in _aliases(n) if alias.op == "get_attr"}
+def written_nodes(gm: GraphModule) -> set[Node]:
+    """Nodes whose memory some call writes to in place (a cache, running statistics), and all computed from them.
 
-
-def _aliases(node: Node) -> Iterator[Node]:
-    """The node, and what it may be a view of: a view comes from a first operand."""
-    yield node
-    while node.op in ("call_function", "call_method") and node.args and isinstance(node.args[0], Node):
-        node = node.args[0]
-        yield node
+    Their values change while the graph runs: constants among them are never to be folded.
+    """
+    memory = {_memory(n) for node in gm.graph.nodes for n in written_by(node)}
+    written: set[Node] = set()
+    for node in gm.graph.nodes if memory else ():
+        if _memory(node) in memory or not written.isdisjoint(node.all_input_nodes):
+            written.add(node)
+    return written
 
 
 def is_written_between(value: Node, first: Node, last: Node) -> bool:
     """Whether a call from `first` to `last` writes to the memory of `value`."""
     node = first
     while node is not last:
-        if any(_share_memory(written, value) for written in written_by(node)):
+        if any(_memory(written) == _memory(value) for written in written_by(node)):
             return True
         node = node.next
     return False
 
 
-def _share_memory(a: Node, b: Node) -> bool:
-    one, other = value_of(a), value_of(b)
-    if not (isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)):
-        return a is b
-    return one.untyped_storage()._cdata == other.untyped_storage()._cdata
+def _memory(node: Node) -> Any:
+    """What two nodes have in common if they are views of one tensor; of other values, the node itself."""
+    value = value_of(node)
+    is_dense = isinstance(value, torch.Tensor) and value.layout is torch.strided
+    try:
+        return value.untyped_storage()._cdata if is_dense else node
+    except NotImplementedError:  # inside torch.vmap a value has no storage of its own
+        return node
 
 
 def remove_dead(gm: GraphModule) -> None:
@@ -293,7 +296,7 @@ def remove_dead(gm: GraphModule) -> None:
     constant = constant_nodes(gm)
     for node in reversed(gm.graph.nodes):
         ours = target_name(node).startswith("fxquant.") or node.target is operator.getitem
-        if not node.users and (node in constant or ours):
+        if not node.users and (node in constant or ours) and not written_by(node):
             gm.graph.erase_node(node)
 
 

@@ -83,7 +83,7 @@ def quantize_graph(
 
 def _stay_float(target: Target) -> Decide:
     """The decision where nobody asked for a format and the default has no kernel: quantized would only be slower."""
-    reason = f"the default, int8dq, would be slower than float on {target.device}: no int8 kernel there; name a preset"
+    reason = f"the default, int8dq, would be slower than float: no fast int8 kernel on this {target.device}; name a preset"
     return lambda paths: Decision(None, reason)
 
 

@@ -29,8 +29,14 @@ class Target:
 
     @property
     def runs_default(self) -> bool:
-        """True if the default preset, int8dq, is worth taking: a CPU always does it (without a compiler by reference)."""
-        return self.device == "cpu" or self.has_int8_kernel
+        """True if the default preset, int8dq, is worth taking here.
+
+        Not without an int8 kernel for the device, and not on a CPU where only the portable kernel runs: both are slower than
+        float. A CPU without a compiler runs it by reference, with a warning.
+        """
+        if self.device != "cpu":
+            return self.has_int8_kernel
+        return self.avx2 or not self.has_int8_kernel
 
     @staticmethod
     def of_this_machine(device: str | torch.device = "cpu") -> Target:

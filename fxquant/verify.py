@@ -6,6 +6,7 @@ Ops are compared by name, so that a graph can be checked without loading the ops
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ PRODUCTS: dict[str, str] = {
     **dict.fromkeys(("multi_head_attention_forward", "_native_multi_head_attention"), _ATTENTION),
     "_transformer_encoder_layer_fwd": _ATTENTION,
 }
+_KNOWN_NAMESPACES = ("aten", "prims", "fxquant")
 _VIEWS = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze", "contiguous", "alias")
 
 
@@ -89,10 +91,25 @@ def product_word(node: Node) -> str:
     return word if word in PRODUCTS else ""
 
 
+def opaque_word(node: Node) -> str:
+    """What an op is called that nobody can look into: a custom op, or one with a graph of its own; else empty."""
+    target = node.target
+    if isinstance(target, HigherOrderOperator):
+        return target_name(node) if any(_is_subgraph(n) for n in node.all_input_nodes) else ""
+    if isinstance(target, torch._ops.OpOverload):
+        target = target.overloadpacket
+    if not isinstance(target, torch._ops.OpOverloadPacket):
+        return ""
+    namespace, _, name = target._qualified_op_name.partition("::")
+    return "" if namespace in _KNOWN_NAMESPACES else f"{namespace}.{name}"
+
+
 def multiplies_weight(node: Node, constant: set[Node]) -> bool:
-    """Whether the node brings an activation and a constant of two or more dimensions together in a product."""
-    subgraph = isinstance(node.target, HigherOrderOperator) and any(_is_subgraph(n) for n in node.all_input_nodes)
-    if not subgraph and not product_word(node):
+    """Whether the node brings an activation and a constant of two or more dimensions together in a product.
+
+    What a custom op or a graph of its own (`torch.cond`) does with them is not known, and counts as a product.
+    """
+    if not product_word(node) and not opaque_word(node):
         return False
     weights = [n for n in node.all_input_nodes if n in constant]
     rank = max((v.dim() for n in weights if isinstance(v := value_of(n), torch.Tensor)), default=0)
@@ -122,12 +139,7 @@ def _common(gm: GraphModule, stage: str) -> None:
 
 
 def _attribute(gm: GraphModule, node: Node, stage: str) -> None:
-    found: Any = gm
-    for part in str(node.target).split("."):
-        if not hasattr(found, part):
-            raise VerificationFailed(stage, node.name, f"the graph module has no attribute {node.target!r}")
-        found = getattr(found, part)
-    value = value_of(node)
+    found, value = attrgetter(str(node.target))(gm), value_of(node)  # lint has seen that it is there
     same = isinstance(found, torch.Tensor) and isinstance(value, torch.Tensor)
     if same and (found.shape != value.shape or found.dtype != value.dtype):
         met = f"{tuple(found.shape)} {found.dtype}"
@@ -138,8 +150,9 @@ def _why_not_behind_codes(operand: Any, wanted: TensorSpec) -> str:
     node = operand
     while isinstance(node, Node) and target_name(node).removeprefix("aten.") in _VIEWS and node.op != "get_attr":
         node = node.args[0]
-    if not isinstance(node, Node) or target_name(node) != DEQUANTIZE:
-        return f"it is {target_name(node) if isinstance(node, Node) else node!r}, not {DEQUANTIZE}"
+    met = target_name(node) if isinstance(node, Node) else repr(node)
+    if not isinstance(node, Node) or met != DEQUANTIZE:
+        return f"it is {met}, not {DEQUANTIZE}"
     codes, text = node.args[0], node.args[3]
     if text != str(wanted):
         return f"it is dequantized as {text}"

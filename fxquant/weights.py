@@ -20,7 +20,7 @@ from torch import Tensor
 from fxquant import cpu_kernels
 from fxquant.errors import NonFiniteWeight
 
-_SAMPLES = 8
+_SAMPLES, _WORD = 8, 8  # of each tensor that many bytes, as in fingerprint.cpp
 _pointer = torch.Tensor.data_ptr
 _version = attrgetter("_version")
 
@@ -81,13 +81,13 @@ class Stamp:
         self._counted = [i for i, t in enumerate(tensors) if not t.is_inference()]
         self._all_counted = len(self._counted) == len(tensors)
         self._versions = self._read_versions(tensors)
-        self._on_cpu = [i for i, t in enumerate(tensors) if t.device.type == "cpu" and t.numel()]
-        addresses = [self._pointers[i] for i in self._on_cpu]
-        spans = [_span_bytes(tensors[i]) for i in self._on_cpu]
+        on_cpu = [i for i, t in enumerate(tensors) if t.device.type == "cpu" and t.numel()]
+        addresses = [self._pointers[i] for i in on_cpu]
+        spans = [_span_bytes(tensors[i]) for i in on_cpu]
         self._address_table = (ctypes.c_void_p * len(addresses))(*addresses)
         self._span_table = (ctypes.c_int64 * len(spans))(*spans)
         self._library = cpu_kernels.load()
-        self._fingerprint = self._read_fingerprint(tensors)
+        self._fingerprint = self._read_fingerprint()
 
     def is_fresh(self, tensors: Sequence[Tensor]) -> bool:
         """True if nothing that can be seen cheaply has changed; for the same objects in the same shapes.
@@ -97,7 +97,7 @@ class Stamp:
         return (
             list(map(_pointer, tensors)) == self._pointers  # first: the fingerprint reads at the addresses noted
             and self._read_versions(tensors) == self._versions
-            and self._read_fingerprint(tensors) == self._fingerprint
+            and self._read_fingerprint() == self._fingerprint
         )
 
     def has_layout_of(self, tensors: Sequence[Tensor]) -> bool:
@@ -107,10 +107,10 @@ class Stamp:
     def _read_versions(self, tensors: Sequence[Tensor]) -> list[int]:
         return list(map(_version, tensors if self._all_counted else [tensors[i] for i in self._counted]))
 
-    def _read_fingerprint(self, tensors: Sequence[Tensor]) -> Any:
+    def _read_fingerprint(self) -> Any:
         if self._library is not None:
             return self._library.fingerprint(self._address_table, self._span_table, len(self._span_table))
-        return [_sample(tensors[i]) for i in self._on_cpu]
+        return list(map(_samples, self._address_table, self._span_table))
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:
@@ -123,10 +123,11 @@ def _span_bytes(tensor: Tensor) -> int:
     return (last + 1) * tensor.element_size()
 
 
-def _sample(tensor: Tensor) -> list[float]:
-    """The same idea without the C++ library: a few elements along the diagonal of the tensor."""
-    picks = [torch.linspace(0, size - 1, _SAMPLES).long() for size in tensor.shape]
-    return torch.nan_to_num(tensor.detach()[tuple(picks)].float()).tolist() if picks else [float(tensor)]
+def _samples(pointer: int, span: int) -> list[bytes]:
+    """What the C++ library hashes: a few words spread over a tensor's bytes."""
+    length = min(_WORD, span)
+    offsets = ((span - length) * sample // (_SAMPLES - 1) for sample in range(_SAMPLES))
+    return [ctypes.string_at(pointer + offset, length) for offset in offsets]
 
 
 class Entry:

@@ -157,6 +157,8 @@ LEFT = {
     "embedding": (lambda m, x: F.embedding(x[0].abs().long(), m.w), "an embedding table"),
     "in place": (lambda m, x: torch.zeros_like(x[:, :1]).expand(-1, N).clone().addmm_(x, m.w), "an in-place product"),
     "written weight": (lambda m, x: m.w.mul_(1) is None or x @ m.w, "the model writes to the weight"),
+    "inside vmap": (lambda m, x: torch.vmap(lambda row: row @ m.w)(x), "a product inside a function transform"),
+    "vmap over the weight": (lambda m, x: torch.vmap(lambda w: x @ w)(m.batch), "a product inside a function"),
     "weight by the activation": (lambda m, x: F.linear(m.low_b, x), "the weight stands left of the product"),
 }
 
@@ -382,8 +384,35 @@ def test_higher_order_call_has_a_reason() -> None:
 
     torch._dynamo.reset()
     out = torch.compile(compute, backend=backend, fullgraph=True)(x)
-    assert ["runs a graph of its own" in reason for reason in reasons(graphs[0])] == [True]
+    assert ["cannot be looked into" in reason for reason in reasons(graphs[0])] == [True]
     assert torch.equal(out, layer(x))
+
+
+def test_custom_op_has_a_reason() -> None:
+    with torch.library._scoped_library("capture_test", "DEF") as library:
+        library.define("mix(Tensor x, Tensor w) -> Tensor")
+        library.impl("mix", lambda x, w: x @ w, "CompositeExplicitAutograd")
+        torch.library.register_fake("capture_test::mix", lambda x, w: x @ w, lib=library)
+        model, x = Product(lambda m, x: torch.ops.capture_test.mix(x, m.w)), activation(5, K)
+        captured = capture(model, x)
+        assert reasons(captured) == ["capture_test.mix cannot be looked into: left as it is"]
+
+
+def test_graph_of_a_condition_survives_release() -> None:
+    inner, outer = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def compute(x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda x: inner(x) + 1, lambda x: x - 1, (outer(x),))
+
+    x = activation(2, 8)
+    out, (captured,) = through_capture(compute, x, fullgraph=True)
+    assert len(linears(captured)) == 1
+    assert ["cannot be looked into" in reason for reason in reasons(captured)] == [True]
+    with torch.no_grad():
+        assert torch.equal(out, compute(x))
+    captured.release()
+    subgraphs = dict(captured.copy().gm.named_children()).values()
+    assert [isinstance(m, torch.fx.GraphModule) for m in subgraphs] == [True, True]
 
 
 def test_wrong_number_of_inputs_is_named() -> None:

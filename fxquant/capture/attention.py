@@ -21,7 +21,7 @@ from torch.fx import Node, Proxy
 from torch.fx.proxy import GraphAppendingTracer
 
 from fxquant.annotation import amend_note, note_of
-from fxquant.capture.editor import LINEAR, MADE_BY, Editor, give_reason, substitute
+from fxquant.capture.editor import LINEAR, MADE_BY, Editor, give_reason, is_transformed, substitute
 from fxquant.graphs import VALUE_KEY, fake_mode_of, infer_value, inherit_meta, refresh_values, target_name, value_of
 
 # A proxy in the place of a tensor, which torch's stubs would refuse.
@@ -255,6 +255,8 @@ def _arguments(node: Node) -> dict[str, Any]:
 
 
 def _why_not(node: Node) -> str:
+    if is_transformed(node):
+        return "attention inside a function transform such as torch.vmap: left as it is"
     a = _arguments(node)
     if a.get("static_k") is not None or a.get("static_v") is not None:
         return "attention with static_k or static_v: left as it is"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
@@ -20,9 +21,9 @@ from fxquant.graphs import (
     constant_inputs,
     constant_nodes,
     entered,
-    mutated_weights,
     source_line,
     value_of,
+    written_nodes,
 )
 
 LINEAR = torch.ops.aten.linear.default
@@ -65,15 +66,11 @@ class Editor:
         self.gm = gm
         self.model = model
         self._autocast = autocast_regions(gm)
-        self._constant_at_first = constant_nodes(gm)
+        self._constant_at_first = self.constants()
 
     def constants(self) -> set[Node]:
         """Constant nodes whose value stays: without the expressions of weights that the graph itself writes to."""
-        constant, moving = constant_nodes(self.gm), mutated_weights(self.gm)
-        for node in self.gm.graph.nodes:
-            if not moving.isdisjoint(node.all_input_nodes):
-                moving.add(node)
-        return constant - moving
+        return constant_nodes(self.gm) - written_nodes(self.gm)
 
     def call(self, like: Node, target: Any, *args: Any, **kwargs: Any) -> Node:
         """A new call in front of `like`, with its value."""
@@ -130,6 +127,12 @@ def bound_arguments(node: Node, *names: str) -> list[Any]:
     found = list(node.args[: len(names)])
     missing = (name.split("|") for name in names[len(found) :])
     return found + [next((node.kwargs[key] for key in keys if key in node.kwargs), None) for keys in missing]
+
+
+def is_transformed(node: Node) -> bool:
+    """Whether the node works on values inside a function transform (`torch.vmap`): nothing may be rewritten there."""
+    values = [value_of(n) for n in (node, *node.all_input_nodes)]
+    return any(isinstance(v, torch.Tensor) and is_functorch_wrapped_tensor(v) for v in values)
 
 
 def _one(path: str) -> tuple[str, ...]:

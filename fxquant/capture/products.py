@@ -15,10 +15,10 @@ import torch
 from torch.fx import Node
 
 from fxquant.annotation import amend_note, note_of
-from fxquant.capture.editor import LINEAR, MADE_BY, Editor, bound_arguments, give_reason
+from fxquant.capture.editor import LINEAR, MADE_BY, Editor, bound_arguments, give_reason, is_transformed
 from fxquant.capture.einsum import plan_einsum
 from fxquant.graphs import constant_nodes, target_name, value_of
-from fxquant.verify import PRODUCTS, multiplies_weight, product_word
+from fxquant.verify import PRODUCTS, multiplies_weight, opaque_word, product_word
 
 _FLOAT = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _LEFT = "the weight stands left of the product: not quantized by this version"
@@ -33,12 +33,14 @@ def make_products_canonical(editor: Editor) -> None:
             continue
         weight = _weightiest(node, anything)
         handler = _HANDLERS.get(product_word(node))
-        if weight not in usable:
+        if is_transformed(node):
+            reason = "a product inside a function transform such as torch.vmap: left as it is"
+        elif weight not in usable:
             reason = "the model writes to the weight while it runs"
         elif handler is not None:
             reason = handler(editor, node, usable)
         else:
-            reason = PRODUCTS.get(product_word(node)) or f"{target_name(node)} runs a graph of its own: left as it is"
+            reason = PRODUCTS.get(product_word(node)) or f"{opaque_word(node)} cannot be looked into: left as it is"
         if reason:
             give_reason(node, reason, editor.model.site(node, weight))
 

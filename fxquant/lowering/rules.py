@@ -145,7 +145,9 @@ def _readers(quantize: Node) -> int:
 
 
 def _packed(gm: GraphModule, site: QuantizedSite) -> Node:
-    return add_call(gm.graph, INT8_PACK, (site.codes,), like=site.codes, made_by=_MADE_BY)
+    """The packed codes; a module that is called twice has one packed form, made before its first call."""
+    made = next((user for user in site.codes.users if user.target is INT8_PACK), None)
+    return made or add_call(gm.graph, INT8_PACK, (site.codes,), like=site.codes, made_by=_MADE_BY)
 
 
 def _call(

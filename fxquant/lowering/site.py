@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -53,9 +54,11 @@ class QuantizedSite:
         return value_of(self.codes).device.type
 
 
-def quantized_sites(gm: GraphModule) -> list[QuantizedSite]:
-    """Every annotated linear whose weight is folded, in graph order."""
-    return [site for node in gm.graph.find_nodes(op="call_function", target=LINEAR) if (site := _site_of(node))]
+def quantized_sites(gm: GraphModule) -> Iterator[QuantizedSite]:
+    """Every annotated linear whose weight is folded, in graph order; read one by one, since a site may be the next's x."""
+    for node in gm.graph.find_nodes(op="call_function", target=LINEAR):
+        if site := _site_of(node):
+            yield site
 
 
 def _site_of(node: Node) -> QuantizedSite | None:

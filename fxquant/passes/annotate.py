@@ -9,7 +9,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from fxquant.annotation import Declined, PassResult, amend_note, note_of
-from fxquant.graphs import constant_inputs, constant_nodes, mutated_weights, value_of
+from fxquant.graphs import constant_nodes, value_of, written_nodes
 from fxquant.passes.base import Pass
 from fxquant.passes.sites import activation_of, bias_of, linears, weight_of, where
 from fxquant.spec import Decision
@@ -33,9 +33,9 @@ class Annotate(Pass):
 
     def run(self, gm: GraphModule) -> PassResult:
         result = PassResult()
-        constant, mutated = constant_nodes(gm), mutated_weights(gm)
+        constant, written = constant_nodes(gm), written_nodes(gm)
         for node in linears(gm):
-            if why := _why_not(node, constant, mutated):
+            if why := _why_not(node, constant, written):
                 amend_note(node, reason=why)
                 result.declined.append(Declined(where(node), why, node.name))
                 continue
@@ -48,12 +48,12 @@ class Annotate(Pass):
         return result
 
 
-def _why_not(node: Node, constant: set[Node], mutated: set[Node]) -> str:
+def _why_not(node: Node, constant: set[Node], written: set[Node]) -> str:
     weight, bias = weight_of(node), bias_of(node)
     x, w = value_of(activation_of(node)), value_of(weight)
     if weight not in constant:
         return f"the weight is computed from an activation (at {weight.name})"
-    if not mutated.isdisjoint(constant_inputs([weight] if bias is None else [weight, bias])):
+    if weight in written or bias in written:
         return "the model writes to the weight while it runs"
     if w.dtype not in _FLOAT:
         return f"the weight is {w.dtype}: {_WANTED}"

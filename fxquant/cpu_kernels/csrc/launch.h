@@ -31,7 +31,8 @@ void split(int64_t n, bool serial, Body body) {
         0, n, 1, [](int64_t begin, int64_t end, void* context) { (*static_cast<Body*>(context))(begin, end); }, &body));
 }
 
-// The calling thread's scratch: grows to what was asked for, at most kStagedBytes and a little, and is used again.
+// The calling thread's scratch: grows to what was asked for, kStagedBytes or one row block of a very wide x, and is used
+// again.
 class Scratch {
 public:
     char* at_least(int64_t bytes) {

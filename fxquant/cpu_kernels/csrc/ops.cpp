@@ -168,7 +168,7 @@ private:
     std::unique_ptr<float[]> wide_bias_;
 };
 
-// Rows of one pass: as many as kStagedBytes hold, evenly, at least one row block.
+// Rows of one pass: as many row blocks as kStagedBytes hold, at least one.
 int64_t pass_rows(int64_t rows, int64_t stride) {
     const int64_t most = std::max(kRowBlock, kStagedBytes / stride / kRowBlock * kRowBlock);
     return std::min(rows, most);

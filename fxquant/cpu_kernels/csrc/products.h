@@ -121,14 +121,17 @@ void int8_product(const Int8Problem& p, const Task& t) {
         shift[c] = static_cast<int32_t>(sum * static_cast<uint32_t>(Isa::kCodeOffset));
     }
     const int64_t pieces = (depth + kDepthQuads + kDepthQuads / 2 - 1) / (kDepthQuads + kDepthQuads / 2);
-    const int64_t fetch_step = (t.row1 - t.row0 + Isa::kTall - 1) / Isa::kTall < 4 ? 1 : depth * kPanel * kQuad / 4;
+    // While the row groups pass over this block, each of the first four brings a quarter of the next one into L2. A lone
+    // group does not: it is waiting for memory itself.
+    const int64_t fetch_step = depth * kPanel * kQuad / 4;
+    const int8_t* next = t.row1 - t.row0 > Isa::kTall ? t.next : nullptr;
     for (int64_t piece = 0; piece < pieces; ++piece) {
         const int64_t q0 = depth * piece / pieces, q1 = depth * (piece + 1) / pieces;
         for_groups(t.row0, t.row1, Isa::kTall, [&](int64_t g, int64_t row, int64_t height) {
             const char* a = static_cast<const char*>(p.codes) + row * p.code_stride +
                             q0 * kQuad * static_cast<int64_t>(sizeof(typename Isa::Code));
             int32_t* sums = acc + (pieces == 1 ? 0 : (row - t.row0) * kPanel);
-            const int8_t* fetch = t.next == nullptr ? nullptr : t.next + (g < 3 ? g : 3) * fetch_step;
+            const int8_t* fetch = next == nullptr ? nullptr : next + (g < 3 ? g : 3) * fetch_step;
             dot<Isa>(height, a, p.code_stride, b + q0 * kPanel * kQuad, q1 - q0, sums, piece > 0, fetch);
             if (piece + 1 < pieces) return;
             for (int64_t r = 0; r < height; ++r) {

@@ -1,8 +1,8 @@
 """What quantizing adds to a cold compilation: all of our backend but Inductor, as a share of Inductor's own time.
 
 Each candidate runs in a process and a cache folder of its own, after a small compilation that loads Inductor and its
-C++ compiler. Ours is capture, passes, verification, binding and packing the weights: the time of the backend's call minus
-the compile_fx inside it. Inductor's own is compile_fx, once of the float model and once of the lowered graph.
+C++ compiler. Ours is capture, passes, verification, binding and packing the weights: the time of the backend's call
+minus the compile_fx inside it. Inductor's own is compile_fx, once of the float model and once of the lowered graph.
 """
 
 from __future__ import annotations

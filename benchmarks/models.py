@@ -1,4 +1,4 @@
-"""Whole models: float32 by Inductor beside backend="fxquant", in turns in one process, with the error beside each ratio.
+"""Whole models: float32 by Inductor beside backend="fxquant", in turns in one process, the error beside each ratio.
 
 MiniLM (trained weights, real text, every row full), a Llama-like decoder and a ViT-like encoder (random weights).
 """
@@ -15,14 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import Error, Outcome, WrongAnswer, arguments, finish, kernels_run, milliseconds, progress
+from benchmarks.harness import (
+    Error,
+    Outcome,
+    WrongAnswer,
+    arguments,
+    finish,
+    judged_by,
+    kernels_run,
+    milliseconds,
+    progress,
+)
 from benchmarks.timing import paired, ratio
 from demo import compare, minilm, sentences
 from fxquant import QuantConfig, QuantizingBackend
 from tests.models import Decoder, VisionEncoder
 
 MINILM_FLOOR = 1.5
-# A float32 sum over a few thousand products, in another order: relative 1e-3 is far above it and far below quantization.
+# Float32 sums in another order differ by far less than this, quantized ones by far more.
 FLOAT_AGREES = 1e-3
 # Below this a model computes something else. Quantization noise adds up over layers, so it is less than one linear's.
 LEAST_SQNR = 20.0
@@ -108,7 +118,8 @@ def measure(case: Case, threads: int, seconds: float, outcome: Outcome) -> None:
     figures: dict[str, Any] = {"model": case.name, "threads": threads, "error": asdict(error), "kernels": kernels}
     outcome.add(row, **figures, ratio=times, stats={name: s.as_json() for name, s in stats.items()})
     if case.floor is not None:
-        outcome.at_least(f"{case.name}, {threads} thread(s)", times, case.floor)
+        judged = ratio(stats, "float", "int8dq", judged_by(threads))
+        outcome.at_least(f"{case.name}, {threads} thread(s)", judged, case.floor)
 
 
 def _words(kernels: dict[str, int]) -> str:

@@ -1,7 +1,8 @@
 """What a call costs beside its kernels: the stale-weight check, and all that the runner does before the lowered graph.
 
-Measured on one token through a 24-layer decoder, inside the step: there the check finds caches that hundreds of megabytes
-of weights have just passed through, which costs several times what it costs called again and again. The narrow decoder's whole step stands beside float32 Inductor's, for information.
+Measured on one token through a 24-layer decoder, inside the step: there the check finds caches that hundreds of
+megabytes of weights have just passed through, which costs several times what it costs called again and again. The
+narrow decoder's whole step stands beside float32 Inductor's, for information.
 """
 
 from __future__ import annotations
@@ -93,7 +94,10 @@ def inside_steps(runner: GraphRunner, step: Callable[[], object], seconds: float
     started = time.perf_counter()
     while time.perf_counter() - started < seconds or len(timed["step"].taken) < 15:
         timed["step"]()
-        with mock.patch.object(runner, "_set_for", timed["check"]), mock.patch.object(bound, "arguments", timed["mapping"]):
+        with (
+            mock.patch.object(runner, "_set_for", timed["check"]),
+            mock.patch.object(bound, "arguments", timed["mapping"]),
+        ):
             step()
     return timed
 
@@ -115,7 +119,8 @@ def check_cost(outcome: Outcome, width: int, layers: int, seconds: float) -> Non
         "stale-weight check, called again and again (caches warm)": warm.median,
     }
     for name, took in parts.items():
-        row = {"decoder": f"{width} x {layers}", "part": name, "us": f"{1e6 * took:.1f}", "of": f"{took / whole:.2%} of a step"}
+        share = f"{took / whole:.2%} of a step"
+        row = {"decoder": f"{width} x {layers}", "part": name, "us": f"{1e6 * took:.1f}", "of": share}
         outcome.add(row, width=width, layers=layers, part=name, seconds=took)
     what = f"stale-weight check of a step, {layers} layers of width {width}, one token"
     outcome.at_most(what, check / whole, LIMIT, "%")

@@ -33,9 +33,9 @@ def backend(
 ) -> Callable[..., Any]:
     """``torch.compile(model, backend="fxquant", options={...})``: quantize and lower one graph of Dynamo's.
 
-    The options are the fields of `QuantConfig`; an unknown one, or a value that does not fit, is a named error. This door
-    sees graphs only: what Dynamo never shows it (a disabled module, code after a graph break) it cannot report, and
-    rules by module path are refused where a graph no longer knows its root. `fxquant.compile` has neither limit.
+    The options are the fields of `QuantConfig`; an unknown one, or a value that does not fit, is a named error. This
+    door sees graphs only: what Dynamo never shows it (a disabled module, code after a graph break) it cannot report,
+    and rules by module path are refused where a graph no longer knows its root. `fxquant.compile` has neither limit.
     """
     given = dict(options or {}) if mode is None else {**(options or {}), "mode": mode}
     return QuantizingBackend(QuantConfig.from_options(given))(gm, example_inputs)

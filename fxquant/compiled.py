@@ -34,16 +34,22 @@ class CompiledModel(nn.Module):
         watch = InferenceOnly()
         self.__dict__["_shadow"] = Shadow(model, config, process_store(), watch)
         self.__dict__["_backend"] = QuantizingBackend(config, partial(tensor_names, model), watch)
-        self.__dict__["_compiled"] = torch.compile(self._shadow.root, backend=self._backend, isolate_recompiles=True, **torch_compile_kwargs)
+        self.__dict__["_compiled"] = torch.compile(  # pyright: ignore[reportCallIssue]  (it wants a plain function)
+            self._shadow.root,
+            backend=self._backend,
+            isolate_recompiles=True,
+            **torch_compile_kwargs,
+        )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model, quantized. Raises fxquant's own errors as they are, not wrapped in Dynamo's."""
         self._shadow.pull()
         try:
             return self._compiled(*args, **kwargs)
-        except torch._dynamo.exc.BackendCompilerFailed as error:
-            if isinstance(error.inner_exception, FxQuantError):
-                raise error.inner_exception from None
+        except Exception as error:
+            inner = getattr(error, "inner_exception", None)  # of Dynamo's BackendCompilerFailed
+            if isinstance(inner, FxQuantError):
+                raise inner from None
             raise
         finally:
             self._shadow.push()
@@ -79,9 +85,9 @@ def compile(
     """torch.compile with quantization, for a model in hand.
 
     `config` is a `QuantConfig`, the name of a preset, or a mapping of options; `fields` are options too, over those.
-    `fullgraph`, `dynamic` and `mode` are torch.compile's. The model is not changed. Unlike ``backend="fxquant"`` this door
-    resolves rules by module path everywhere, quantizes what Dynamo never sees (it runs in eager, on the same ops) and
-    reports on the whole model.
+    `fullgraph`, `dynamic` and `mode` are torch.compile's. The model is not changed. Unlike ``backend="fxquant"`` this
+    door resolves rules by module path everywhere, quantizes what Dynamo never sees (it runs in eager, on the same ops)
+    and reports on the whole model.
 
     Raises:
         UnknownOption, InvalidOption, UnknownPreset, …: the config does not make sense.

@@ -1,9 +1,9 @@
 """What Dynamo never shows us, quantized all the same.
 
-`fxquant.compile` runs a shadow of the user's model: each linear has a twin that shares its ``__dict__`` and asks where it
-runs. Under Dynamo it is the plain float product, which the backend quantizes in the graph; in eager (a disabled module, a
-frame that Dynamo gave up) it is the same quantized op, from the very first call. Modules with linears below them have a
-twin whose children are twins; all others are the user's own. The user's modules are never touched.
+`fxquant.compile` runs a shadow of the user's model: each linear has a twin that shares its ``__dict__`` and asks where
+it runs. Under Dynamo it is the plain float product, which the backend quantizes in the graph; in eager (a disabled
+module, a frame that Dynamo gave up) it is the same quantized op, from the very first call. Modules with linears below
+them have a twin whose children are twins; all others are the user's own. The user's modules are never touched.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ class EagerLinear:
     It is the same pipeline and the same weight store, so the numbers and the packed weights are those of the graphs.
     """
 
-    def __init__(
-        self, paths: tuple[str, ...], config: QuantConfig, store: WeightStore, watch: InferenceOnly
-    ) -> None:
+    def __init__(self, paths: tuple[str, ...], config: QuantConfig, store: WeightStore, watch: InferenceOnly) -> None:
         self._paths = paths
         self._config = config
         self._store = store
@@ -84,7 +82,8 @@ class EagerLinear:
 
 
 def _graph_of_one_linear(paths: tuple[str, ...], x: Tensor, *parameters: Tensor) -> CapturedGraph:
-    graph, attributes = Graph(), dict(zip(("weight", "bias"), parameters, strict=False))
+    graph = Graph()
+    attributes: dict[str, Any] = dict(zip(("weight", "bias"), parameters, strict=False))
     mode = torch._subclasses.FakeTensorMode()
     x_node = graph.placeholder("x")
     x_node.meta[VALUE_KEY] = mode.from_tensor(x.detach())

@@ -14,8 +14,8 @@ from fxquant.errors import ForgottenNoGradWarning, GradientsNeedTraining
 class InferenceOnly:
     """Watches that nobody asks for a gradient through a quantized graph.
 
-    In grad mode whatever is computed from a parameter requires grad. If only parameters would receive the gradient, the user
-    forgot ``no_grad``: the result is computed without gradients, with one warning from each watch.
+    In grad mode whatever is computed from a parameter requires grad. If only parameters would receive the gradient,
+    the user forgot ``no_grad``: the result is computed without gradients, with one warning from each watch.
     """
 
     def __init__(self) -> None:

@@ -128,7 +128,8 @@ def add_call(
     kwargs: dict[str, Any] | None = None,
 ) -> Node:
     """A new call node with its value inferred; module stack, stack trace and paths are taken from `like`."""
-    node = graph.call_function(target, args, kwargs or {})
+    # Named by the op alone, as Dynamo and export do: `linear`, not `linear_default`.
+    node = graph.create_node("call_function", target, args, kwargs or {}, name=_word(target).split(".")[-1])
     inherit_meta(node, like, made_by)
     tensors = [value_of(n) for n in (*node.all_input_nodes, like)]
     mode = next((t.fake_mode for t in tensors if isinstance(t, torch._subclasses.FakeTensor)), None)
@@ -302,7 +303,10 @@ def remove_dead(gm: GraphModule) -> None:
 
 def target_name(node: Node) -> str:
     """A short stable word for what a node calls: ``linear``, ``aten.linear``, ``fxquant.int8_linear``, ``view``."""
-    target = node.target
+    return _word(node.target)
+
+
+def _word(target: Any) -> str:
     if isinstance(target, torch._ops.OpOverload):
         return f"{target.namespace}.{target._schema.name.split('::')[1]}"
     if isinstance(target, str):

@@ -113,7 +113,8 @@ class GraphRunner:
         reports = []
         for lowering in self._lowerings.values():
             sets = [s.names for s in self._sets.values() if s.lowering is lowering]
-            further = [{lowering.paths[a]: path for a, path in names.items()} for names in sets if names != lowering.paths]
+            others = (names for names in sets if names != lowering.paths)
+            further = [{lowering.paths[a]: path for a, path in names.items()} for names in others]
             report = lowering.lowered.report.serving(further)
             reports.append(report.with_sqnr(self._sqnr[1]) if self._sqnr[0] is lowering else report)
         return tuple(reports)
@@ -140,7 +141,8 @@ class GraphRunner:
         measure, self._measure = self._measure, None
         if measure is not None:
             captured_args = [args[p] for p in self._captured.inputs]
-            self._sqnr = bound.lowering, measure(self._captured, captured_args, bound.lowering.lowered, bound.arguments(args))
+            sqnr = measure(self._captured, captured_args, bound.lowering.lowered, bound.arguments(args))
+            self._sqnr = bound.lowering, sqnr
             self._captured.release()
 
     def _set_for(self, args: Sequence[Any]) -> ParameterSet:

@@ -11,7 +11,6 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -20,24 +19,22 @@ from torch import Tensor
 from fxquant import cpu_kernels
 from fxquant.errors import NonFiniteWeight
 
-_SAMPLES, _WORD = 8, 8  # of each tensor that many bytes, as in fingerprint.cpp
-_pointer = torch.Tensor.data_ptr
-_version = attrgetter("_version")
+_SAMPLES, _WORD = 4, 8  # of each tensor that many bytes, as in fingerprint.cpp
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How packed tensors come from parameters.
 
-    ``fold(*parameters)`` quantizes: it gives codes, scales, …; ``pack`` arranges those for a kernel. ``key`` says both in
-    text; equal keys mean equal tensors. ``where`` names the weight in errors. ``quantizes`` is False for a joined bias: inf
-    is an honest value there.
+    ``fold(*parameters)`` quantizes: it gives codes, scales, …; ``pack`` arranges those for a kernel. ``key`` says both
+    in text; equal keys mean equal tensors. ``where`` names each parameter's module, for errors. ``quantizes`` is False
+    for a joined bias: inf is an honest value there.
     """
 
     key: str
     fold: Callable[..., tuple[Tensor, ...]] = field(compare=False)
     pack: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] = field(compare=False)
-    where: str = field(default="", compare=False)
+    where: tuple[str, ...] = field(default=(), compare=False)
     quantizes: bool = field(default=True, compare=False)
 
     def apply(self, parameters: Sequence[Tensor], folded: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
@@ -58,59 +55,63 @@ def _is_finite(tensor: Tensor) -> bool:
     return tensor.dtype is not torch.float32 or bool(torch.isfinite(tensor).all())
 
 
-def _non_finite(where: str, parameters: Sequence[Tensor]) -> NonFiniteWeight:
-    for parameter in parameters:
+def _non_finite(where: Sequence[str], parameters: Sequence[Tensor]) -> NonFiniteWeight:
+    for path, parameter in zip(where, parameters, strict=True):
         bad = torch.nonzero(~torch.isfinite(parameter))
         if len(bad):
-            return NonFiniteWeight(where, len(bad), bad[0].tolist())
-    return NonFiniteWeight(where, 0, [])  # finite parameters whose expression is not
+            return NonFiniteWeight(path, len(bad), bad[0].tolist())
+    return NonFiniteWeight(where[0], 0, [])  # finite parameters whose expression is not
 
 
 class Stamp:
     """What a set of tensors looked like: object identity, version, address and a few bytes of each.
 
-    Torch counts some edits of a tensor in ``_version``; edits through ``.data``, numpy, fused optimizers or LoRA
-    merges it does not count. On the CPU a hash over a few elements spread over the tensor sees those that touch the whole
-    tensor. What it can't see: an edit of a few elements through ``.data`` or numpy, and ``.data`` edits on other devices.
+    Torch counts some edits of a tensor in ``_version``; edits through ``.data``, numpy, fused optimizers or LoRA merges
+    it does not count. On the CPU a hash over a few elements spread over the tensor sees those that touch the whole
+    tensor. What it can't see: an edit of a few elements through ``.data`` or numpy, and ``.data`` edits on other
+    devices.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         """Take the tensors as they are now."""
         self._layouts = [_layout(t) for t in tensors]
-        self._pointers = list(map(_pointer, tensors))
-        self._counted = [i for i, t in enumerate(tensors) if not t.is_inference()]
-        self._all_counted = len(self._counted) == len(tensors)
-        self._versions = self._read_versions(tensors)
-        on_cpu = [i for i, t in enumerate(tensors) if t.device.type == "cpu" and t.numel()]
-        addresses = [self._pointers[i] for i in on_cpu]
-        spans = [_span_bytes(tensors[i]) for i in on_cpu]
-        self._address_table = (ctypes.c_void_p * len(addresses))(*addresses)
-        self._span_table = (ctypes.c_int64 * len(spans))(*spans)
         self._library = cpu_kernels.load()
+        # torch swaps the insides of two tensors (torch.utils.swap_tensors) only if nobody refers to them weakly: while
+        # the references live, so do the addresses.
+        self._references = list(map(weakref.ref, tensors))
+        self._insides = _table(ctypes.c_void_p, [t._cdata for t in tensors])
+        on_cpu = [t for t in tensors if t.device.type == "cpu" and t.numel()]
+        self._addresses = _table(ctypes.c_void_p, [t.data_ptr() for t in on_cpu])
+        self._spans = _table(ctypes.c_int64, [_span_bytes(t) for t in on_cpu])
+        self._state = self._read_state(tensors)
         self._fingerprint = self._read_fingerprint()
 
     def is_fresh(self, tensors: Sequence[Tensor]) -> bool:
         """True if nothing that can be seen cheaply has changed; for the same objects in the same shapes.
 
-        Each tensor costs about 0.15 us: this runs at every call, so it maps over C functions.
+        It runs at every call of a graph, where nothing of this is in a cache any more: see fingerprint.cpp.
         """
-        return (
-            list(map(_pointer, tensors)) == self._pointers  # first: the fingerprint reads at the addresses noted
-            and self._read_versions(tensors) == self._versions
-            and self._read_fingerprint() == self._fingerprint
-        )
+        # The state first: the fingerprint reads at the addresses noted.
+        return self._read_state(tensors) == self._state and self._read_fingerprint() == self._fingerprint
 
     def has_layout_of(self, tensors: Sequence[Tensor]) -> bool:
-        """True if shapes, strides, dtypes and devices are those of the tensors. Dynamo's guards ask that at every call."""
+        """True if shapes, strides, dtypes and devices are theirs. Dynamo's guards ask that at every call."""
         return [_layout(t) for t in tensors] == self._layouts
 
-    def _read_versions(self, tensors: Sequence[Tensor]) -> list[int]:
-        return list(map(_version, tensors if self._all_counted else [tensors[i] for i in self._counted]))
+    def _read_state(self, tensors: Sequence[Tensor]) -> Any:
+        """Addresses, and the versions of those that have one: tensors made in inference mode have none."""
+        if self._library is not None:
+            return self._library.tensor_state(self._insides, len(self._insides))
+        return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
 
     def _read_fingerprint(self) -> Any:
         if self._library is not None:
-            return self._library.fingerprint(self._address_table, self._span_table, len(self._span_table))
-        return list(map(_samples, self._address_table, self._span_table))
+            return self._library.fingerprint(self._addresses, self._spans, len(self._spans))
+        return list(map(_samples, self._addresses, self._spans))
+
+
+def _table(kind: Any, values: list[int]) -> Any:
+    return (kind * len(values))(*values)
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:
@@ -151,9 +152,7 @@ class WeightStore:
         self.generation = 0
         self.packed_count = 0
 
-    def entry(
-        self, recipe: Recipe, parameters: Sequence[Tensor], folded: tuple[Tensor, ...] | None = None
-    ) -> Entry:
+    def entry(self, recipe: Recipe, parameters: Sequence[Tensor], folded: tuple[Tensor, ...] | None = None) -> Entry:
         """The packed form of these parameters; packs if it is not there, packs again if they have changed."""
         key = (recipe.key, tuple(id(p) for p in parameters))
         with self._lock:
@@ -170,7 +169,7 @@ class WeightStore:
             return entry
 
     def forget(self, parameters: Sequence[Tensor]) -> int:
-        """Drop every entry that was made from one of these; returns how many. They are packed again at the next call."""
+        """Drop every entry that was made from one of these, to be packed again at the next call; returns how many."""
         ids = {id(p) for p in parameters}
         with self._lock:
             gone = [key for key in self._entries if ids & set(key[1])]

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import BackendCompilerFailed
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
 import fxquant
+from fxquant.weights import process_store
 from tests.models import Decoder, DecoderLayer, VisionEncoder, sqnr
 
 pytestmark = [
@@ -24,6 +26,7 @@ pytestmark = [
 ]
 
 Model = tuple[nn.Module, tuple[Tensor, ...]]
+EAGER: dict[str, Any] = {"executor": "eager"}
 
 
 def decoder() -> Model:
@@ -77,7 +80,7 @@ def test_the_whole_model_is_one_graph(name: str) -> None:
     model, inputs = make()
     want = model(*inputs)
     counters.clear()
-    compiled = torch.compile(model, backend="fxquant", fullgraph=True, options={"executor": "eager"})
+    compiled = torch.compile(model, backend="fxquant", fullgraph=True, options=EAGER)
     got = compiled(*inputs)
     assert (counters["stats"]["unique_graphs"], dict(counters["graph_break"])) == (1, {})
     assert least < sqnr(got, want) < least + 12.0
@@ -101,7 +104,7 @@ def test_inductor_runs_the_same_numbers() -> None:
     model, x = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 32)).eval(), torch.randn(3, 64)
     got = torch.compile(model, backend="fxquant", fullgraph=True)(x)
     torch._dynamo.reset()
-    assert torch.equal(got, torch.compile(model, backend="fxquant", options={"executor": "eager"})(x))
+    assert torch.equal(got, torch.compile(model, backend="fxquant", options=EAGER)(x))
 
 
 # ---- graphs and recompiles
@@ -120,7 +123,7 @@ def graphs_made(backend: Any, model: nn.Module, dynamic: bool | None, shapes: Se
 
 
 def in_eager(gm: Any, inputs: Any) -> Any:
-    return fxquant.backend(gm, inputs, options={"executor": "eager"})
+    return fxquant.backend(gm, inputs, options=EAGER)
 
 
 @pytest.mark.parametrize("dynamic", [None, True, False])
@@ -187,7 +190,7 @@ def test_twelve_equal_blocks_are_one_lowering_and_each_weight_packs_once() -> No
     for layer in layers:
         layer.compile(backend=counting)
     fxquant.refresh(layers)
-    store = fxquant.weights.process_store()
+    store = process_store()
     count = store.packed_count
     for _ in range(3):
         y = x
@@ -219,7 +222,7 @@ def compile_with(options: dict[str, Any]) -> Callable[..., Any]:
 )
 @torch.no_grad()
 def test_a_wrong_option_is_a_named_error(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=f"(?s){words}"):
+    with pytest.raises(BackendCompilerFailed, match=f"(?s){words}"):
         compile_with(options)(torch.randn(2, 8))
 
 
@@ -228,10 +231,10 @@ def test_mode_travels_in_the_options() -> None:
     """torch refuses mode= beside options=."""
     x = torch.randn(2, 8)
     model = nn.Linear(8, 8)
-    options = {"mode": "max-autotune-no-cudagraphs", "executor": "eager"}
+    options: Any = {"mode": "max-autotune-no-cudagraphs", **EAGER}
     assert torch.compile(model, backend="fxquant", options=options)(x).shape == (2, 8)
     torch._dynamo.reset()
-    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="option 'mode' has the value 'fast'"):
+    with pytest.raises(BackendCompilerFailed, match="option 'mode' has the value 'fast'"):
         torch.compile(model, backend="fxquant", mode="fast")(x)
 
 
@@ -266,12 +269,13 @@ class Breaking(nn.Module):
 @torch.no_grad()
 def test_rules_by_path_need_the_model_where_a_graph_breaks() -> None:
     x = torch.randn(2, 8)
-    compiled = torch.compile(Breaking(), backend="fxquant", options={"rules": {"b": None}, "executor": "eager"})
-    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=r"(?s)PathRulesNeedModel.*'b'.*fxquant.compile"):
+    by_path: Any = {"rules": {"b": None}, **EAGER}
+    compiled = torch.compile(Breaking(), backend="fxquant", options=by_path)
+    with pytest.raises(BackendCompilerFailed, match=r"(?s)PathRulesNeedModel.*'b'.*fxquant.compile"):
         compiled(x)
     torch._dynamo.reset()
     whole = nn.Sequential(nn.Linear(8, 8))  # without a break Dynamo's own names do
-    compiled = torch.compile(whole, backend="fxquant", options={"exclude": "0", "executor": "eager"})
+    compiled = torch.compile(whole, backend="fxquant", options={"exclude": "0", **EAGER})
     assert torch.equal(compiled(x), whole(x))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import BackendCompilerFailed
 from torch.nn import functional as F
 
 import fxquant
@@ -20,19 +21,17 @@ pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 PRESETS = ["int8dq", "int8wo", "int4wo", "fp8wo"]
 
 
-def bare(model: nn.Module, preset: str = "int8dq", **kwargs: Any) -> Callable[..., Any]:
-    return torch.compile(model, backend="fxquant", options={"preset": preset, "executor": "eager"}, **kwargs)
+def bare(model: nn.Module, preset: str = "int8dq") -> Callable[..., Any]:
+    return torch.compile(model, backend="fxquant", options={"preset": preset, "executor": "eager"})
 
 
-def with_model(model: nn.Module, preset: str = "int8dq", **kwargs: Any) -> Callable[..., Any]:
-    return fxquant.compile(model, preset, executor="eager", **kwargs)
-
-
-class Disabled(nn.Linear):
-    """Dynamo does not see the call; the shadow's linear runs it."""
+def with_model(model: nn.Module, preset: str = "int8dq") -> Callable[..., Any]:
+    return fxquant.compile(model, preset, executor="eager")
 
 
 def hidden(model: nn.Module, preset: str = "int8dq") -> Callable[..., Any]:
+    """The model where Dynamo does not see it."""
+
     class Outer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -80,7 +79,7 @@ def test_activations_that_are_no_floats_fail_as_in_float(door: Callable[..., Any
 def test_another_k_fails_as_in_float(door: Callable[..., Any]) -> None:
     compiled = door(linear())
     for _ in range(2):  # before and after a good call
-        with pytest.raises(Exception, match="same reduction dim"):
+        with pytest.raises(Exception, match=r"same reduction dim|in_features is 64"):
             compiled(tokens(3, 63))
         assert compiled(tokens(3, 64)).shape == (3, 48)
 
@@ -88,14 +87,15 @@ def test_another_k_fails_as_in_float(door: Callable[..., Any]) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @torch.no_grad()
 def test_a_weight_that_is_not_finite_is_named(value: float) -> None:
-    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), linear())
-    model[2].weight[3, 5] = value
+    last = linear()
+    last.weight[3, 5] = value
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), last)
     words = r"weight '2' holds 1 non-finite value, the first at \[3, 5\]. .*rules=\{'2': None\}"
     for preset in PRESETS:
         with pytest.raises(NonFiniteWeight, match=words):
             with_model(model, preset)(tokens(2, 64))
         torch._dynamo.reset()
-        with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=f"NonFiniteWeight.*{words}"):
+        with pytest.raises(BackendCompilerFailed, match=rf"NonFiniteWeight.*{words}"):
             bare(model, preset)(tokens(2, 64))
         torch._dynamo.reset()
     with pytest.raises(NonFiniteWeight, match="inner.2"):
@@ -235,7 +235,7 @@ def test_double_precision_is_computed_and_reported(door: Callable[..., Any]) -> 
     model, x = linear().double(), tokens(3, 64).double()
     got = door(model)(x)
     assert got.dtype is torch.float64
-    assert 33.0 < sqnr(got, model(x))
+    assert sqnr(got, model(x)) > 33.0
 
 
 @torch.no_grad()

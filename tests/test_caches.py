@@ -71,7 +71,9 @@ def test_other_weights_and_other_specs_do_not_meet_in_the_cache(tmp_path: Path) 
 IMPORT = """
 import json, pathlib, sys, time
 import torch, torch._dynamo, torch._inductor.config
-before = {"inductor": torch._inductor.config.save_config_portable(), "dynamo": torch._dynamo.config.save_config_portable()}
+def settings():
+    return {part: getattr(torch, part).config.save_config_portable() for part in ("_inductor", "_dynamo")}
+before = settings()
 opened = []
 watching = [True]
 def watch(event, args):
@@ -82,14 +84,14 @@ def watch(event, args):
 sys.addaudithook(watch)
 import fxquant
 watching[0] = False
-after = {"inductor": torch._inductor.config.save_config_portable(), "dynamo": torch._dynamo.config.save_config_portable()}
+after = settings()
 changed = [f"{part}.{k}" for part in before for k in before[part] if repr(before[part][k]) != repr(after[part][k])]
 print(json.dumps({"changed": changed, "opened": opened, "inductor": "torch._inductor.compile_fx" in sys.modules}))
 """
 
 
 def test_an_import_does_nothing(tmp_path: Path) -> None:
-    """No setting of torch's changes, nothing is built, no file is written, no process starts, Inductor is not loaded."""
+    """No setting of torch's changes, nothing is built or written, no process starts, Inductor is not loaded."""
     cache = tmp_path / "cache"
     # -B in the environment: Python itself would write byte code.
     found = run_python(IMPORT, FXQUANT_CACHE_DIR=str(cache), PYTHONDONTWRITEBYTECODE="1")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant.errors import FxQuantError, InvalidOption, PatternMatchesNothing, UnknownOption, UnknownPreset
+from fxquant.weights import process_store
 from tests.models import Decoder, sqnr
 from tests.test_fallback import Disabled
 
@@ -64,7 +65,7 @@ def whole_like(model: Stack) -> Stack:
 @torch.no_grad()
 def test_a_break_in_a_repeated_block_costs_one_lowering_a_graph() -> None:
     model = stack(12)
-    store = fxquant.weights.process_store()
+    store = process_store()
     count = store.packed_count
     view = fxquant.compile(model, executor="eager")
     outputs = [view(X) for _ in range(3)]
@@ -142,7 +143,7 @@ def test_the_view_is_like_the_model() -> None:
 @torch.no_grad()
 def test_two_views_of_one_model_share_packed_weights() -> None:
     model = stack(2)
-    store = fxquant.weights.process_store()
+    store = process_store()
     fxquant.compile(model, executor="eager")(X)
     count, resident = store.packed_count, store.resident_bytes
     fxquant.compile(model, executor="eager")(X[:3])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import fxquant
+from fxquant.weights import process_store
 from tests.models import sqnr
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
@@ -228,7 +229,7 @@ class Mode(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
-        y = self.proj(x) + self.offset
+        y: Tensor = self.proj(x) + self.offset
         return y + 100.0 if self.training else y
 
 
@@ -266,7 +267,11 @@ def test_hooks_on_the_users_modules_run(where: str) -> None:
     model = Mode().eval()
     view, x = view_of(model), tokens(2, 8)
     base = view(x)
-    handle = model.get_submodule(where).register_forward_hook(lambda module, args, output: output + 1.0)
+
+    def add_one(module: nn.Module, args: Any, output: Any) -> Any:
+        return output + 1.0
+
+    handle = model.get_submodule(where).register_forward_hook(add_one)
     assert torch.equal(view(x), base + 1.0)
     handle.remove()
     assert torch.equal(view(x), base)
@@ -329,9 +334,9 @@ def test_shared_modules_and_tied_weights_are_one() -> None:
     torch.manual_seed(0)
     model = HiddenTied().eval()
     view, ids = view_of(model), torch.arange(6)[None]
-    count = fxquant.weights.process_store().packed_count
+    count = process_store().packed_count
     hidden = view(ids)
-    assert fxquant.weights.process_store().packed_count - count == 2
+    assert process_store().packed_count - count == 2
     assert 30.0 < sqnr(hidden, model(ids)) < 70.0
     seen = Tied().eval()
     seen.load_state_dict(model.state_dict())
@@ -389,7 +394,7 @@ def test_a_scripted_part_runs_as_it_is() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x + 1.0
 
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="script"):
         scripted = torch.jit.script(Adding())
     model = nn.Sequential(nn.Linear(64, 64), scripted).eval()
     with torch.no_grad():

@@ -399,3 +399,12 @@ def test_json_that_is_none(text: str, words: str) -> None:
 def test_json_with_an_unknown_field() -> None:
     with pytest.raises(UnknownOption, match="unknown option 'colour'"):
         QuantConfig.from_json('{"colour": 1}')
+
+
+def test_with_fields_replaces_some_and_keeps_the_rest() -> None:
+    config = QuantConfig("int8wo", rules={"lm_head": None}, exclude="*.gate", fuse=False)
+    changed = config.with_fields(executor="eager", fuse=True)
+    assert (changed.preset, changed.rules, changed.exclude) == (config.preset, config.rules, config.exclude)
+    assert (changed.executor, changed.fuse, config.fuse) == ("eager", True, False)
+    with pytest.raises(UnknownOption, match="'executor'"):
+        config.with_fields(exekutor="eager")

@@ -43,7 +43,7 @@ class Hidden(Small):
 
 
 def bare(model: nn.Module) -> Callable[..., Tensor]:
-    return torch.compile(model, backend=fxquant.backend, options={"executor": "eager"})  # pyright: ignore
+    return torch.compile(model, backend=fxquant.backend, options={"executor": "eager"})
 
 
 def with_model(model: nn.Module) -> Callable[..., Tensor]:

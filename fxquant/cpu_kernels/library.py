@@ -31,12 +31,16 @@ class Library:
     _handle: ctypes.CDLL = field(repr=False, compare=False)
 
     def fingerprint(self, pointers: Any, nbytes: Any, n: int, each: Any = None) -> int:
-        """One hash over eight 8-byte samples of each of n buffers; a buffer shorter than 8 bytes counts whole.
+        """One hash over four 8-byte samples of each of n buffers; a buffer shorter than 8 bytes counts whole.
 
         pointers (c_void_p * n), nbytes (c_int64 * n); each (c_uint64 * n) or None gets the hash of every buffer. The
         arrays are made once by the caller: a call then costs the reads, about 0.1 us a buffer.
         """
         return self._handle.fxquant_fingerprint(pointers, nbytes, n, each)
+
+    def tensor_state(self, tensors: Any, n: int) -> int:
+        """One hash over address and version of n tensors, given by their ``_cdata`` as (c_void_p * n)."""
+        return self._handle.fxquant_tensor_state(tensors, n)
 
 
 def load() -> Library | None:
@@ -63,6 +67,8 @@ def _load() -> Library | None:
         warnings.warn(KernelsUnavailableWarning(str(error)), stacklevel=4)
         return None
     handle.fxquant_isa.restype = ctypes.c_char_p
+    handle.fxquant_tensor_state.restype = ctypes.c_uint64
+    handle.fxquant_tensor_state.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     handle.fxquant_fingerprint.restype = ctypes.c_uint64
     handle.fxquant_fingerprint.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
     return Library(path, handle.fxquant_isa().decode(), handle)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import networkx
+from typing import TYPE_CHECKING
+
 from torch.fx import GraphModule, Node
 
 from fxquant.graphs import target_name
 from fxquant.report.walk import is_left, is_site, site_graph, value_graph
+
+if TYPE_CHECKING:
+    import networkx
 
 _COLORS = {
     "lowered": "palegreen",
@@ -20,6 +24,8 @@ _SHOWN = 3
 
 def dot(gm: GraphModule) -> str:
     """The site graph in DOT. An edge says what stands between; one that others imply (a residual) is left out."""
+    import networkx
+
     full = site_graph(gm)
     edges = networkx.transitive_reduction(full).edges
     lines = ["digraph sites {", '  node [shape=box, style=filled, fontname="monospace"];']
@@ -39,6 +45,8 @@ def dot(gm: GraphModule) -> str:
 
 def _through(values: networkx.DiGraph[Node], between: list[Node], source: Node, target: Node) -> str:
     """The ops on the shortest way from one site to the next."""
+    import networkx
+
     way = networkx.shortest_path(values.subgraph([*between, source, target]), source, target)
     ops = [op for node in way[1:-1] if (op := target_name(node).split(".")[-1]) != "getitem"]
     if len(ops) > _SHOWN:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx
 import torch
 from torch.fx import GraphModule, Node
 
 from fxquant.annotation import META_KEY, Note, note_of
 from fxquant.graphs import source_line, target_name, value_of
 from fxquant.report.records import Status
+
+if TYPE_CHECKING:
+    import networkx
 
 LINEAR = torch.ops.aten.linear.default
 # What `QuantConfig.spec_for` answers where the configuration itself keeps a site float.
@@ -124,6 +126,8 @@ def leaf_bytes(gm: GraphModule, leaf: Node) -> int:
 
 def value_graph(gm: GraphModule) -> networkx.DiGraph[Node]:
     """Which node reads which, as networkx wants it."""
+    import networkx  # here, since it takes longer to import than all of fxquant
+
     values = networkx.DiGraph()
     values.add_nodes_from(gm.graph.nodes)
     values.add_edges_from((source, node) for node in gm.graph.nodes for source in node.all_input_nodes)
@@ -135,6 +139,8 @@ def site_graph(gm: GraphModule) -> networkx.DiGraph[str]:
 
     An edge from a to b: the value of a reaches b through nodes that are no sites.
     """
+    import networkx
+
     graph = networkx.DiGraph()
     reaching: dict[Node, frozenset[str]] = {}
     for node in gm.graph.nodes:

@@ -180,6 +180,11 @@ class QuantConfig:
                 raise UnknownOption(name, known)
         return QuantConfig(**given)
 
+    def with_fields(self, **fields: Any) -> QuantConfig:
+        """The same with some fields replaced. Raises what `from_options` raises."""
+        known = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return QuantConfig.from_options({**known, **fields})
+
     def to_json(self) -> str:
         """JSON of all fields, in order; rules as pairs [pattern, spec]."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

@@ -18,9 +18,6 @@ from tests.passes.helpers import staged
 CPU = Target("cpu", avx2=True, avx512=True, vnni=True, has_int8_kernel=True)
 NO_KERNEL = Target("cpu")
 
-# Ops that are slow, or wrong on some machines, and must never run: see fxquant/lowering/rules.py.
-TRAPS = ("_weight_int8pack_mm", "_weight_int4pack_mm", "qlinear", "linear_dynamic_fp16", "_int_mm", "_scaled_mm")
-
 
 def selected(
     model: Callable[..., Any], *inputs: Any, config: QuantConfig | str = "int8dq", target: Target = CPU, **options: Any
@@ -48,13 +45,19 @@ def original_arguments(captured: CapturedGraph, inputs: Any) -> list[Any]:
     return args
 
 
-def call_bound(gm: torch.fx.GraphModule, binding: Binding, args: list[Any], store: WeightStore | None = None) -> Any:
-    """Run the lowered graph on the original arguments, weights packed by the store."""
-    store = store or WeightStore()
-    entries = [store.entry(r.recipe, [args[p] for p in r.sources], r.folded) for r in binding.recipes]
-    values = [entries[a.recipe].tensors[a.output] if isinstance(a, Packed) else args[a.position] for a in binding.arguments]
+def call_bound(gm: torch.fx.GraphModule, binding: Binding, args: list[Any]) -> Any:
+    """Run the lowered graph on the original arguments, weights packed by a store of its own."""
     with torch.no_grad():
-        return gm(*values)
+        return gm(*arguments_of(binding, args, WeightStore()))
+
+
+def arguments_of(binding: Binding, args: list[Any], store: WeightStore) -> list[Any]:
+    """The lowered graph's arguments for a call with the original ones."""
+    entries = [store.entry(r.recipe, [args[p] for p in r.sources], r.folded) for r in binding.recipes]
+    return [
+        entries[taken.recipe].tensors[taken.output] if isinstance(taken, Packed) else args[taken.position]
+        for taken in binding.arguments
+    ]
 
 
 def targets(gm: torch.fx.GraphModule) -> list[str]:

@@ -90,7 +90,7 @@ def test_codes_that_a_float_product_reads_too_are_kept_for_it() -> None:
     reference = staged(model, X, config=config)
     wanted = run(reference.gm, [X])
     captured = selected(model, X, config=config)
-    assert targets(captured.gm) == ["int8_quantize_per_token", "int8_pack", "int8_linear", "dequantize", "dequantize"]
+    assert sorted(targets(captured.gm)) == [*["dequantize"] * 2, "int8_linear", "int8_pack", "int8_quantize_per_token"]
     torch.testing.assert_close(run(captured.gm, [X]), wanted, rtol=0, atol=1e-6)  # 16 products of size 1/4: 16 u * 4
 
 
@@ -114,7 +114,7 @@ def test_the_kernels_stay_within_the_bound_of_their_arithmetic(preset: str, dtyp
     (got,) = run(captured.gm, [x])
     gm = captured.gm
     codes, scale, bias = (getattr(gm, f"a_{part}") for part in ("codes", "scale", "bias"))
-    unit = {torch.float32: 0.0, torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}[dtype]
+    unit = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}[dtype]
     if preset == "int8dq":
         want, bound = int8_linear_float64(*fx.int8_quantize_per_token.default(x), codes, scale, bias.detach(), unit)
     else:

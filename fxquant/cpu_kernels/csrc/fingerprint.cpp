@@ -1,10 +1,16 @@
-// A cheap look at many buffers, to notice weights that were changed behind torch's back (param.data += ..., numpy, LoRA merges).
+// A cheap look at many tensors at every call, to notice weights that changed: those that torch counts (_version), those that
+// got other memory (param.data = ...), and those edited behind torch's back (param.data += ..., numpy, LoRA merges).
+//
+// Between two steps of a large model all of this has left the caches, so a look is a few thousand misses: they must overlap.
+// The one place that reads torch's own structs, inline and header-only; the library is built anew for every torch.
+#include <c10/core/TensorImpl.h>
+
 #include <cstdint>
 #include <cstring>
 
 namespace {
 
-constexpr int64_t kSamples = 8;  // 8-byte words read of each buffer: first, last, and evenly spaced between
+constexpr int64_t kSamples = 4;  // 8-byte words read of each buffer: first, last, and evenly spaced between
 constexpr int64_t kWord = 8;
 
 uint64_t mix(uint64_t hash, uint64_t word) {  // one step of splitmix64's finalizer
@@ -42,7 +48,7 @@ uint64_t hash_buffer(const void* pointer, int64_t nbytes) {
 extern "C" __attribute__((visibility("default"))) uint64_t fxquant_fingerprint(const void* const* pointers,
                                                                                const int64_t* nbytes, int64_t n,
                                                                                uint64_t* each) {
-    constexpr int64_t kAhead = 4;  // buffers whose samples are on their way: one miss to memory is 100 ns
+    constexpr int64_t kAhead = 12;  // buffers whose samples are on their way: one miss to memory is 100 ns
     for (int64_t i = 0; i < n && i < kAhead; ++i) prefetch(pointers[i], nbytes[i]);
     uint64_t all = static_cast<uint64_t>(n);
     for (int64_t i = 0; i < n; ++i) {
@@ -50,6 +56,28 @@ extern "C" __attribute__((visibility("default"))) uint64_t fxquant_fingerprint(c
         const uint64_t hash = hash_buffer(pointers[i], nbytes[i]);
         if (each != nullptr) each[i] = hash;
         all = mix(all, hash);
+    }
+    return all;
+}
+
+// One hash over the state of n tensors, in order: storage address, offset, and the count of edits (none under inference mode).
+extern "C" __attribute__((visibility("default"))) uint64_t fxquant_tensor_state(c10::TensorImpl* const* tensors, int64_t n) {
+    constexpr int64_t kLines = (sizeof(c10::TensorImpl) + 63) / 64;
+    for (int64_t i = 0; i < n; ++i) {
+        const char* bytes = reinterpret_cast<const char*>(tensors[i]);
+        for (int64_t line = 0; line < kLines; ++line) __builtin_prefetch(bytes + 64 * line);
+    }
+    for (int64_t i = 0; i < n; ++i) {
+        if (tensors[i]->has_storage()) __builtin_prefetch(tensors[i]->unsafe_storage().unsafeGetStorageImpl());
+    }
+    uint64_t all = static_cast<uint64_t>(n);
+    for (int64_t i = 0; i < n; ++i) {
+        c10::TensorImpl& tensor = *tensors[i];
+        const void* address = nullptr;
+        if (tensor.has_storage()) address = tensor.unsafe_storage().unsafeGetStorageImpl()->_mutable_data_ptr_no_checks().get();
+        all = mix(all, reinterpret_cast<uint64_t>(address));
+        all = mix(all, static_cast<uint64_t>(tensor.storage_offset()));
+        if (!tensor.is_inference()) all = mix(all, tensor.version_counter().current_version());
     }
     return all;
 }

@@ -143,7 +143,7 @@ class UnsupportedActivation(FxQuantError, TypeError):
 
 
 class ShapeMismatch(FxQuantError, ValueError):
-    """Tensors whose shapes or dtypes do not fit together; `met` and `wanted` are short phrases."""
+    """Tensors whose shapes, dtypes or devices do not fit together; `met` and `wanted` are short phrases."""
 
     def __init__(self, where: str, met: str, wanted: str) -> None:
         super().__init__(f"{where}: met {met}, but {wanted} is needed. Check that input and weight belong together.")
@@ -207,9 +207,7 @@ class KernelsUnavailableWarning(UserWarning):
 
     def __init__(self, reason: str) -> None:
         super().__init__(
-            f"fxquant's compiled kernels are not available: {reason}. "
-            "The reference ops are used: same numbers, slower. "
-            "Install a C++ compiler, or name one in the environment variable CXX."
+            f"fxquant's compiled kernels are not available: {reason}. The reference ops are used: same numbers, slower."
         )
 
 

@@ -9,9 +9,10 @@ them have a twin whose children are twins; all others are the user's own. The us
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from operator import is_, itemgetter
+from itertools import chain
+from operator import is_
 from pathlib import Path
 from typing import Any
 
@@ -153,43 +154,30 @@ def _is_plain_linear(module: nn.Module) -> bool:
 _OWN = frozenset({"_modules", "_is_torch_compile"})  # the children; torch.compile's mark on what it compiles
 
 
-class _Container:
-    """A module with linears below it and its twin. Only their children differ; ``_parameters`` and its like are shared.
+class _Fields:
+    """The plain attributes of many modules (``training``, a flag, a cache), looked at in one go at every call."""
 
-    A plain attribute (``training``, a flag, a cache) that either side sets is carried over to the other.
-    """
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        shared = nn.Module().__dict__.keys() - {"training"}  # dictionaries that both sides hold; and the children
+        self._dicts = [m.__dict__ for m in modules]
+        both = [(fields, name) for fields in self._dicts for name in fields if name not in shared]
+        self._owners, self._names = [fields for fields, _ in both], [name for _, name in both]
+        self._sizes, self._values = self._read()
 
-    def __init__(self, original: nn.Module, twin: nn.Module) -> None:
-        self.original = original
-        self.twin = twin
-        self._remember()
+    def have_changed(self) -> bool:
+        sizes, values = self._read()
+        return sizes != self._sizes or not all(map(is_, values, self._values))
 
-    def _remember(self) -> None:
-        fields = self.original.__dict__
-        shared = nn.Module().__dict__.keys() - {"training"}
-        self._sizes = {id(side): len(side.__dict__) for side in (self.original, self.twin)}
-        self._pick = itemgetter("training", "training", *(name for name in fields if name not in shared))
-        self._known = self._pick(fields)
+    def _read(self) -> tuple[list[int], list[Any]]:
+        return list(map(len, self._dicts)), list(map(dict.get, self._owners, self._names))
 
-    def pull(self) -> None:
-        """Carry what the user set on the module over to the twin."""
-        self._carry(self.original, self.twin)
 
-    def push(self) -> None:
-        """Carry what the twin set on itself while it ran over to the user's module."""
-        self._carry(self.twin, self.original)
-
-    def _carry(self, source: nn.Module, target: nn.Module) -> None:
+def _carry_over(sources: Sequence[nn.Module], targets: Sequence[nn.Module]) -> None:
+    for source, target in zip(sources, targets, strict=True):
         ours, theirs = source.__dict__, target.__dict__
-        try:
-            if len(ours) == self._sizes[id(source)] and all(map(is_, self._pick(ours), self._known)):
-                return
-        except KeyError:  # one attribute went, another came
-            pass
         theirs.update({name: value for name, value in ours.items() if name not in _OWN})
         for name in theirs.keys() - ours.keys() - _OWN:
             del theirs[name]
-        self._remember()
 
 
 class Shadow:
@@ -213,15 +201,23 @@ class Shadow:
 
     def pull(self) -> None:
         """Take over what the user changed on the model: modules replaced, ``training`` and other plain attributes."""
-        for container in self._containers:
-            container.pull()
-        if any(list(live.values()) != known for live, known in self._children):
+        if self._user_fields.have_changed():
+            _carry_over(self._originals, self._copies)
+            self._look_at_fields()
+        if self._read_children() != self._known_children:
             self._mirror()
 
     def push(self) -> None:
         """Give the model the plain attributes that its code set while it ran."""
-        for container in self._containers:
-            container.push()
+        if self._own_fields.have_changed():
+            _carry_over(self._copies, self._originals)
+            self._look_at_fields()
+
+    def _look_at_fields(self) -> None:
+        self._user_fields, self._own_fields = _Fields(self._originals), _Fields(self._copies)
+
+    def _read_children(self) -> tuple[list[int], list[Any]]:
+        return list(map(len, self._children)), list(chain.from_iterable(map(dict.values, self._children)))
 
     def fallbacks(self, seen: Collection[str]) -> list[Site]:
         """The report's rows for the linears that ran in eager; `seen` are the parameters that graphs report on.
@@ -249,11 +245,13 @@ class Shadow:
         twins = ((m, self._twin_of(m, paths[id(m)])) for m in self._model.modules())
         self._twins = {id(m): (m, twin) for m, twin in twins if twin is not None}  # an empty Sequential is false
         containers = [(m, twin) for m, twin in self._twins.values() if not isinstance(twin, ShadowLinear)]
-        self._containers = [_Container(m, twin) for m, twin in containers]
-        self._children = [(m._modules, list(m._modules.values())) for m, _ in containers]
+        self._originals, self._copies = [m for m, _ in containers], [twin for _, twin in containers]
+        self._children = [m._modules for m in self._originals]
+        self._known_children = self._read_children()
         for module, twin in containers:
             children = ((name, child, self._twins.get(id(child))) for name, child in module._modules.items())
             twin.__dict__["_modules"] = {name: both[1] if both else child for name, child, both in children}
+        self._look_at_fields()
 
     def _twin_of(self, module: nn.Module, paths: tuple[str, ...]) -> nn.Module | None:
         """The module's twin, made if it has none yet; None for one with no linears below it."""

@@ -195,7 +195,7 @@ def autocast_regions(gm: GraphModule) -> Mapping[Node, Region]:
             names = ("device_type", "dtype", "enabled", "cache_enabled")
             open_ones[node] = [*node.args, *(node.kwargs.get(name) for name in names[len(node.args) :])]
         elif node.target is _exit_autocast:
-            open_ones.pop(node.args[0], None)  # pyright: ignore[reportArgumentType]
+            open_ones.pop(node.all_input_nodes[0], None)
     return regions
 
 

@@ -6,6 +6,7 @@ other specs gets its own lowering; a set that changed is packed again.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,8 @@ from fxquant.pipeline import Lowered
 from fxquant.report import GraphReport
 from fxquant.spec import Decision, LinearSpec, QuantConfig
 from fxquant.weights import Entry, Stamp, WeightStore
+
+_NOTHING = contextlib.nullcontext()
 
 Names = Mapping[int, tuple[str, ...]]
 Measure = Callable[[CapturedGraph, Sequence[Any], Lowered, Sequence[Any]], dict[str, float]]
@@ -133,8 +136,9 @@ class GraphRunner:
         bound = self._set_for(args)
         if self._measure is not None:
             self._measure_once(bound, args)
-        # Below autograd: this is inference, and the autograd key of a custom op costs more than a small product.
-        with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
+        # Below autograd: this is inference, and the autograd key of a custom op costs more than a small product. So
+        # does no_grad, where it has nothing to switch off.
+        with torch._C._AutoDispatchBelowAutograd(), torch.no_grad() if torch.is_grad_enabled() else _NOTHING:
             return bound.run(*bound.arguments(args))
 
     def _measure_once(self, bound: ParameterSet, args: Sequence[Any]) -> None:

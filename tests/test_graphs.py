@@ -193,7 +193,7 @@ def test_a_copy_has_its_own_graph_and_meta_but_the_same_tensors() -> None:
 def test_releasing_lets_go_of_the_parameters() -> None:
     model = Linears(lambda m, x: m.a(x))
     captured = capture(model, X)
-    weight = weakref.ref(model.a.weight)
+    weight = weakref.ref(model.get_parameter("a.weight"))
     captured.release()
     del model
     torch._dynamo.reset()

@@ -53,26 +53,25 @@ def test_packing_reads_strides() -> None:
 def test_product_is_exact(m: int, k: int) -> None:
     x, w = random_codes(m, k).clamp(min=-127), random_codes(31, k).clamp(min=-127)
     got = int8_matmul(x, w)
-    assert got.dtype == torch.int32
-    assert torch.equal(got.long(), x.long() @ w.long().t())
+    assert torch.equal(got, x.long() @ w.long().t())
 
 
+@pytest.mark.parametrize("k", [66_000, 140_001])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_product_is_exact_where_sums_are_largest(sign: int) -> None:
-    x = torch.full((1, MAX_IN_FEATURES), 127, dtype=torch.int8)
-    w = torch.full((2, MAX_IN_FEATURES), sign * 127, dtype=torch.int8)
+def test_product_is_exact_where_sums_are_largest(sign: int, k: int) -> None:
+    x = torch.full((1, k), 127, dtype=torch.int8)
+    w = torch.full((2, k), sign * 127, dtype=torch.int8)
     w[1, -1] = sign * 126  # an odd sum, which float32 could not hold
-    assert int8_matmul(x, w).tolist() == [
-        [sign * 127 * 127 * MAX_IN_FEATURES, sign * (127 * 127 * MAX_IN_FEATURES - 127)]
-    ]
+    assert int8_matmul(x, w).tolist() == [[sign * 127 * 127 * k, sign * (127 * 127 * k - 127)]]
 
 
-def test_the_largest_in_features_fits_unsigned_times_signed() -> None:
-    assert 255 * 127 * MAX_IN_FEATURES < 2**31
+def test_the_largest_in_features_fits_the_packed_sums() -> None:
+    largest = torch.iinfo(torch.int32).max
+    assert 127 * MAX_IN_FEATURES <= largest < 127 * (MAX_IN_FEATURES + 2**18)
 
 
 def test_autocast_does_not_reach_into_products() -> None:
     x, w = random_codes(3, 300).clamp(min=-127), random_codes(5, 300).clamp(min=-127)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(int8_matmul(x, w).long(), x.long() @ w.long().t())
+        assert torch.equal(int8_matmul(x, w), x.long() @ w.long().t())
         assert matmul_float32(x.float(), w).dtype == torch.float32

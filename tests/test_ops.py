@@ -296,7 +296,11 @@ def test_linears_refuse_what_does_not_fit(name: str) -> None:
     case("met packed of 2 dimensions, but 4 is needed", packed=p.weight_codes)
     case("met bias of shape [64] and dtype torch.float32, but a float bias of shape [65]", bias=p.bias[:64])
     case("bias of shape [65] and dtype torch.int32", bias=p.bias.int())
-    case("in_features 66001, but at most 66000", in_features=MAX_IN_FEATURES + 1)
+    case("in_features 16777217, but at most 16777216", in_features=MAX_IN_FEATURES + 1)
+    meta = "on device meta, but cpu, where x is, is needed"
+    case(f"met packed {meta}", packed=p.packed.to("meta"))
+    case(f"met scale {meta}", scale=p.scale.to("meta"))
+    case(f"met bias {meta}", bias=p.bias.to("meta"))
 
 
 def test_int8_linear_refuses_what_does_not_fit() -> None:
@@ -309,8 +313,19 @@ def test_int8_linear_refuses_what_does_not_fit() -> None:
 
     case("met codes of dtype torch.float32, but torch.int8", codes=p.x)
     case("met x_scale of shape [1, 1] and dtype torch.float32, but float32 of shape [5, 1]", x_scale=p.x_scale[:1])
+    case("met x_scale on device meta, but cpu, where codes is, is needed", x_scale=p.x_scale.to("meta"))
     case("met output dtype torch.int8, but float32, bfloat16 or float16", dtype=torch.int8)
     case("met an activation of shape [5, 69]", codes=p.codes[:, :69])
+
+
+@pytest.mark.parametrize("name", ["int8_linear_dynamic", "int8_linear_weight_only"])
+def test_a_weight_without_data_is_refused_by_the_dispatcher(name: str) -> None:
+    """Beside a meta tensor the dispatcher runs the fake on real tensors: its answer would be unwritten memory."""
+    p = Problem()
+    with pytest.raises(ShapeMismatch, match="met packed on device meta, but cpu, where x is, is needed"):
+        getattr(OPS, name)(p.x, p.packed.to("meta"), p.scale, None, p.k)
+    with pytest.raises(ShapeMismatch, match="met scale on device meta, but cpu, where codes is, is needed"):
+        OPS.dequantize(p.weight_codes, p.scale.to("meta"), None, "int8/channel", torch.float32)
 
 
 def test_the_other_ops_refuse_what_does_not_fit() -> None:

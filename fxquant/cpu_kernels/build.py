@@ -101,7 +101,8 @@ def build() -> Path:
     compiler = find_compiler()
     if compiler is None:
         named = os.environ.get("CXX")
-        raise BuildFailed(f"CXX={named} names no compiler" if named else "no C++ compiler was found (g++, clang++)")
+        met = f"CXX={named} names no compiler" if named else "no C++ compiler was found (g++, clang++)"
+        raise BuildFailed(f"{met}; install one, or name it in the environment variable CXX")
     directory = cache_dir()
     library = directory / f"cpu_kernels-{_key(compiler)}.so"
     if not library.exists():

@@ -62,7 +62,7 @@ def best_isa() -> str | None:
 def _load() -> Library | None:
     try:
         path = build()
-        handle = ctypes.CDLL(str(path))  # its static initializers register the kernels, as torch.ops.load_library does
+        handle = _open(path)
     except (BuildFailed, OSError) as error:
         warnings.warn(KernelsUnavailableWarning(str(error)), stacklevel=4)
         return None
@@ -72,3 +72,10 @@ def _load() -> Library | None:
     handle.fxquant_fingerprint.restype = ctypes.c_uint64
     handle.fxquant_fingerprint.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
     return Library(path, handle.fxquant_isa().decode(), handle)
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(path))  # its static initializers register the kernels, as torch.ops.load_library does
+    except OSError as error:
+        raise BuildFailed(f"the library does not load ({error}); delete {path} to have it built again") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -151,9 +152,9 @@ def _module_of(weight: CapturedWeight) -> str:
     return path.rpartition(".")[0] or path
 
 
-def _packer(plan: Sequence[tuple[object, int]]) -> Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]:
+def _packer(plan: Sequence[tuple[Any, int]]) -> Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]:
     def pack(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(op(tensors[i]) if callable(op) else tensors[i] for op, i in plan)
+        return tuple(tensors[i] if op is None else op(tensors[i]) for op, i in plan)
 
     return pack
 

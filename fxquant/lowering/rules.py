@@ -119,7 +119,7 @@ def _no_int8_weight(site: QuantizedSite, target: Target) -> str:
     if not target.has_int8_kernel:
         return "this machine has no compiled int8 kernel (see the warning about the compiler)"
     if site.in_features > MAX_IN_FEATURES:
-        return f"in_features is {site.in_features}: above {MAX_IN_FEATURES} int32 sums may overflow"
+        return f"in_features is {site.in_features}: above {MAX_IN_FEATURES} a column's sum of codes may overflow"
     return ""
 
 

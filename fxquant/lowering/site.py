@@ -55,7 +55,7 @@ class QuantizedSite:
 
 
 def quantized_sites(gm: GraphModule) -> Iterator[QuantizedSite]:
-    """Every annotated linear whose weight is folded, in graph order; read one by one, since a site may be the next's x."""
+    """Every annotated linear whose weight is folded, in graph order; one by one, since a site may be the next's x."""
     for node in gm.graph.find_nodes(op="call_function", target=LINEAR):
         if site := _site_of(node):
             yield site

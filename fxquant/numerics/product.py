@@ -9,16 +9,16 @@ from torch import Tensor
 # bf16 too, which hold the codes exactly). Integer matrix products are missing or saturate on some devices; float32 ones
 # are everywhere, and fast.
 EXACT_IN_FLOAT32 = 1024
-# A kernel with unsigned activations sums u8 * s8 in int32: 255 * 127 * 66 000 < 2**31.
-MAX_IN_FEATURES = 66_000
+# The packed form keeps the sum of each column's codes in int32: 127 * 2**24 < 2**31.
+MAX_IN_FEATURES = 2**24
 
 
 def int8_matmul(codes: Tensor, weight_codes: Tensor) -> Tensor:
-    """int8 codes [M, K] times int8 codes [N, K] transposed -> int32 [M, N], exact for |code| <= 127 and K <= 66 000."""
-    total = torch.zeros(codes.shape[0], weight_codes.shape[0], dtype=torch.int32, device=codes.device)
+    """int8 codes [M, K] times int8 codes [N, K] transposed -> int64 [M, N], exact for |code| <= 127."""
+    total = torch.zeros(codes.shape[0], weight_codes.shape[0], dtype=torch.int64, device=codes.device)
     for start in range(0, codes.shape[1], EXACT_IN_FLOAT32):
         part = slice(start, start + EXACT_IN_FLOAT32)
-        total += matmul_float32(codes[:, part], weight_codes[:, part]).to(torch.int32)
+        total += matmul_float32(codes[:, part], weight_codes[:, part]).to(torch.int64)
     return total
 
 

@@ -36,6 +36,17 @@ def check_granularity(op: str, x: Tensor, spec: TensorSpec) -> None:
         raise ShapeMismatch(op, f"a tensor of shape {list(x.shape)} for spec {spec}", f"another shape ({problem})")
 
 
+def check_devices(op: str, **tensors: Tensor | None) -> None:
+    """All tensors are where the first one is.
+
+    Beside a meta tensor the dispatcher runs the fake, whose result for a CPU tensor would be whatever memory held.
+    """
+    (first, place), *others = [(name, t.device) for name, t in tensors.items() if t is not None]
+    for name, device in others:
+        if device != place:
+            raise ShapeMismatch(op, f"{name} on device {device}", f"{place}, where {first} is,")
+
+
 def check_codes(op: str, name: str, codes: Tensor, ndim: int | None = None) -> None:
     """Codes are int8, of that many dimensions."""
     if codes.dtype != torch.int8:
@@ -58,9 +69,12 @@ def check_packed(op: str, packed: Tensor, out_features: int, in_features: int) -
 
 def check_linear(op: str, x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, in_features: int) -> int:
     """The tensors of a linear over packed int8 codes fit together. Returns N."""
+    check_devices(op, x=x, packed=packed, scale=scale, bias=bias)
     if in_features > MAX_IN_FEATURES:
         raise ShapeMismatch(
-            op, f"in_features {in_features}", f"at most {MAX_IN_FEATURES}, above which int32 sums may overflow,"
+            op,
+            f"in_features {in_features}",
+            f"at most {MAX_IN_FEATURES}, above which a column's sum of codes may overflow,",
         )
     if x.shape[-1] != in_features:
         raise ShapeMismatch(op, f"an activation of shape {list(x.shape)}", f"last dimension {in_features}")

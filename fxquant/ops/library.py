@@ -33,3 +33,8 @@ def declare(
     LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fxquant::{name}", fake, lib=LIBRARY)
     torch.library.register_autograd(f"fxquant::{name}", backward, setup_context=setup_context, lib=LIBRARY)
+
+
+def no_gradient(ctx: Any, *grads: Any) -> tuple[None, ...]:
+    """The backward of an op whose outputs are constants."""
+    return (None,) * len(ctx.needs_input_grad)

@@ -15,8 +15,15 @@ from torch import Tensor
 
 from fxquant.errors import GradientsNeedTraining, ShapeMismatch
 from fxquant.numerics import int8_matmul, matmul_float32, pack_int8, packed_shape, unpack_int8
-from fxquant.ops.checks import ACTIVATION_DTYPES, check_activation, check_codes, check_linear, check_packed
-from fxquant.ops.library import declare
+from fxquant.ops.checks import (
+    ACTIVATION_DTYPES,
+    check_activation,
+    check_codes,
+    check_devices,
+    check_linear,
+    check_packed,
+)
+from fxquant.ops.library import declare, no_gradient
 from fxquant.ops.quantize import int8_quantize_per_token
 
 
@@ -143,6 +150,7 @@ def _check_quantized(
 ) -> int:
     op = "fxquant.int8_linear"
     check_codes(op, "codes", codes)
+    check_devices(op, codes=codes, x_scale=x_scale)
     wanted = [*codes.shape[:-1], 1]
     if x_scale.dtype != torch.float32 or list(x_scale.shape) != wanted:
         met = f"x_scale of shape {list(x_scale.shape)} and dtype {x_scale.dtype}"
@@ -180,21 +188,17 @@ def _refuse_int8_linear(ctx: Any, grad: Tensor) -> tuple[None, ...]:
     raise GradientsNeedTraining("fxquant.int8_linear")
 
 
-def _no_gradient(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
-    return (None,) * len(ctx.needs_input_grad)
-
-
 declare(
     "int8_pack(Tensor codes) -> Tensor packed",
     reference=int8_pack,
     fake=_int8_pack_fake,
-    backward=_no_gradient,
+    backward=no_gradient,
 )
 declare(
     "int8_unpack(Tensor packed, int out_features, int in_features) -> Tensor codes",
     reference=int8_unpack,
     fake=_int8_unpack_fake,
-    backward=_no_gradient,
+    backward=no_gradient,
 )
 declare(
     "int8_linear_dynamic(Tensor x, Tensor packed, Tensor scale, Tensor? bias, int in_features, int isa=0) -> Tensor",

@@ -14,8 +14,8 @@ from torch import Tensor
 from fxquant.algorithms import quantize
 from fxquant.errors import GradientsNeedTraining, ShapeMismatch
 from fxquant.numerics import decode, scale_shape
-from fxquant.ops.checks import activation_spec, check_activation, check_granularity
-from fxquant.ops.library import declare
+from fxquant.ops.checks import activation_spec, check_activation, check_devices, check_granularity
+from fxquant.ops.library import declare, no_gradient
 from fxquant.spec import TensorSpec
 
 
@@ -86,6 +86,7 @@ def _dequantize_spec(
 ) -> TensorSpec:
     op, parsed = "fxquant.dequantize", TensorSpec.parse(spec)
     check_granularity(op, codes, parsed)
+    check_devices(op, codes=codes, scale=scale, zero_point=zero_point)
     if codes.dtype != parsed.code_dtype:
         raise ShapeMismatch(op, f"codes of dtype {codes.dtype}", f"{parsed.code_dtype} for spec {parsed}")
     wanted = scale_shape(codes.shape, parsed.granularity)
@@ -103,10 +104,6 @@ def _dequantize_spec(
 
 def _constants(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output)
-
-
-def _no_gradient(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
-    return (None,) * len(ctx.needs_input_grad)
 
 
 def _refuse(op: str) -> Any:
@@ -132,7 +129,7 @@ declare(
     "quantize_weight(Tensor w, str spec) -> (Tensor codes, Tensor scale, Tensor zero_point)",
     reference=quantize_weight,
     fake=_quantize_weight_fake,
-    backward=_no_gradient,
+    backward=no_gradient,
     setup_context=_constants,
 )
 declare(

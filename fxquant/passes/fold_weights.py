@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from typing import Any
 
 from torch.fx import GraphModule, Node
 
@@ -48,6 +49,7 @@ class FoldWeights(Pass):
         return result
 
     def _fold_codes(self, gm: GraphModule, node: Node) -> None:
-        parts = sorted((u for u in node.users if u.target is operator.getitem), key=lambda u: u.args[1])  # pyright: ignore
-        names = [f"{note_of(node).path}_{_OUTPUTS[u.args[1]]}" for u in parts]  # pyright: ignore[reportArgumentType]
-        fold(gm, parts, names, evaluate=self.evaluate)
+        parts: dict[Any, Node] = {user.args[1]: user for user in node.users if user.target is operator.getitem}
+        indices = sorted(parts)
+        names = [f"{note_of(node).path}_{_OUTPUTS[index]}" for index in indices]
+        fold(gm, [parts[index] for index in indices], names, evaluate=self.evaluate)

@@ -74,7 +74,7 @@ def copying_compiler(folder: Path, seconds: float) -> str:
 def test_no_compiler_is_one_warning_and_the_reference(tmp_path: Path) -> None:
     said = finish(start(tmp_path, CXX="/nowhere/c++"))
     assert said.count("KernelsUnavailableWarning") == 1
-    assert "CXX=/nowhere/c++ names no compiler" in said
+    assert "CXX=/nowhere/c++ names no compiler; install one, or name it in the environment variable CXX" in said
     assert "library None None" in said
     assert "answer torch.Size([2, 3]) True" in said
 
@@ -92,6 +92,8 @@ def test_a_library_that_does_not_load_is_one_warning(tmp_path: Path) -> None:
     said = finish(start(tmp_path, CXX=fake_compiler(tmp_path, 'echo this is no library > "$out"\n')))
     assert said.count("KernelsUnavailableWarning") == 1
     assert "file too short" in said or "invalid ELF header" in said
+    (library,) = tmp_path.glob("*.so")
+    assert f"delete {library} to have it built again" in said
     assert "answer torch.Size([2, 3]) True" in said
 
 
@@ -126,6 +128,26 @@ def test_another_source_is_another_library(tmp_path: Path, monkeypatch: pytest.M
     first = build()
     with (sources / "vectors.h").open("a") as file:
         file.write("// edited\n")
+    assert build() != first
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("fxquant.cpu_kernels.build._FLAGS", ("-std=c++20",)),
+        ("fxquant.cpu_kernels.build._SOURCES", {"ops.cpp": ("-O3",)}),
+        ("fxquant.cpu_kernels.build._version", lambda compiler: "fake 2.0"),
+        ("torch.__version__", "2.13.1"),
+    ],
+    ids=["flags", "flags of one file", "compiler version", "torch version"],
+)
+def test_other_tools_are_another_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: object
+) -> None:
+    monkeypatch.setenv("FXQUANT_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", copying_compiler(tmp_path, seconds=0.0))
+    first = build()
+    monkeypatch.setattr(name, value)
     assert build() != first
 
 

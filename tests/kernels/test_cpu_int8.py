@@ -125,6 +125,7 @@ def test_sums_beyond_int32(isa: int, k: int, sign: int) -> None:
     one = torch.ones(2, 1)
     got = ops.int8_linear(x, one, packed, p.scale, None, k, torch.float32, isa)
     assert_equal(got, (product64(x, codes) * p.scale.double().t()).float())
+    assert_equal(got, reference.int8_linear(x, one, packed, p.scale, None, k, torch.float32))
 
 
 LAYOUTS = {
@@ -218,7 +219,7 @@ def test_non_finite_scale_or_bias_of_a_column_stays_there(isa: int) -> None:
     assert_equal(got[:, others], ops.int8_linear_dynamic(x, p.packed, p.scale, p.bias, 33, isa)[:, others])
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (3, 65), (64, 4), (65, 7), (200, 33)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 65), (64, 4), (65, 7), (200, 33), (0, 5), (5, 0)], ids=str)
 def test_packing_equals_the_reference(shape: tuple[int, int]) -> None:
     codes = torch.randint(-127, 128, shape, dtype=torch.int8)
     assert_equal(ops.int8_pack(codes), reference.int8_pack(codes))
@@ -247,6 +248,14 @@ def test_threads_do_not_change_a_bit(threads: None, isa: int, shape: tuple[int, 
     assert_equal(results[0][0], results[0][1])
 
 
+def test_no_output_features(threads: None) -> None:
+    """Sharing no blocks among several threads once divided by zero, which ends the process."""
+    torch.set_num_threads(2)
+    packed, scale, x = ops.int8_pack(torch.empty(0, 8, dtype=torch.int8)), torch.empty(0, 1), torch.ones(3, 8)
+    for op in (ops.int8_linear_dynamic, ops.int8_linear_weight_only):
+        assert op(x, packed, scale, None, 8).shape == (3, 0)
+
+
 def test_packed_codes_at_an_odd_address(isa: int) -> None:
     """A weight mapped from a file stands wherever the file puts it."""
     p, x = problem(70, 33, seed=19, exact=True), exact_x(7, 33, torch.float32)
@@ -254,6 +263,19 @@ def test_packed_codes_at_an_odd_address(isa: int) -> None:
     assert shifted.data_ptr() % 4 == 1
     want = ops.int8_linear_dynamic(x, p.packed, p.scale, None, 33, isa)
     assert_equal(ops.int8_linear_dynamic(x, shifted, p.scale, None, 33, isa), want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(3, 33), (2, 0, 33), (33,)], ids=str)
+def test_opcheck_with_the_kernels(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Fakes, strides and functionalization agree with the kernels, as they do with the references in test_ops."""
+    p, x = problem(70, 33, seed=22, exact=False), torch.randn(shape).to(dtype)
+    codes, x_scale = reference.int8_quantize_per_token(x)
+    torch.library.opcheck(ops.int8_pack.default, (p.codes,))
+    torch.library.opcheck(ops.int8_quantize_per_token.default, (x,))
+    torch.library.opcheck(ops.int8_linear_dynamic.default, (x, p.packed, p.scale, p.bias, 33))
+    torch.library.opcheck(ops.int8_linear_weight_only.default, (x, p.packed, p.scale, None, 33))
+    torch.library.opcheck(ops.int8_linear.default, (codes, x_scale, p.packed, p.scale, None, 33, dtype))
 
 
 def call(p: Problem, x: Tensor, **change: object) -> Tensor:
@@ -266,6 +288,7 @@ def call(p: Problem, x: Tensor, **change: object) -> Tensor:
     [
         ({"isa": 9}, "isa is 9; known are 0"),
         ({"in_features": 32}, "x has 33 features, in_features is 32"),
+        ({"in_features": 0}, "in_features is 0; 1 to 16777216 are taken"),
         ({"scale": torch.ones(65, 1)}, r"packed is not what int8_pack makes of \[65, 33\]"),
         ({"scale": torch.ones(64, 1, dtype=torch.float64)}, "scale is Double; scales are float32"),
         ({"bias": torch.ones(3)}, "bias has 3 values for 64 output features"),

@@ -35,6 +35,7 @@ class Lowered(nn.Module):
         plain = Linears(lambda m, x: None, bias=bias).to(dtype)
         for name in "ab":
             linear = plain.get_submodule(name)
+            assert isinstance(linear, nn.Linear)
             codes, scale, _ = fx.quantize_weight.default(linear.weight, "int8/channel")
             self.register_buffer(f"{name}_codes", codes)
             self.register_buffer(f"{name}_scale", scale)
@@ -73,9 +74,7 @@ def test_int8_shared_takes_codes_that_several_products_read() -> None:
     def after(m: Any, x: Tensor) -> Tensor:
         codes, scale = fx.int8_quantize_per_token.default(x)
         a, b = (
-            fx.int8_linear.default(
-                codes, scale, fx.int8_pack.default(w), s, bias, 16, torch.float32
-            )
+            fx.int8_linear.default(codes, scale, fx.int8_pack.default(w), s, bias, 16, torch.float32)
             for w, s, bias in ((m.a_codes, m.a_scale, m.a_bias), (m.b_codes, m.b_scale, m.b_bias))
         )
         return a + b
@@ -116,7 +115,8 @@ def test_the_kernels_stay_within_the_bound_of_their_arithmetic(preset: str, dtyp
     codes, scale, bias = (getattr(gm, f"a_{part}") for part in ("codes", "scale", "bias"))
     unit = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}[dtype]
     if preset == "int8dq":
-        want, bound = int8_linear_float64(*fx.int8_quantize_per_token.default(x), codes, scale, bias.detach(), unit)
+        x_codes, x_scale = fx.int8_quantize_per_token.default(x)
+        want, bound = int8_linear_float64(x_codes, x_scale, codes, scale, bias.detach(), unit)
     else:
         total = x.double() @ codes.double().t()
         want = total * scale.double().t() + bias.detach().double()
@@ -124,6 +124,18 @@ def test_the_kernels_stay_within_the_bound_of_their_arithmetic(preset: str, dtyp
         bound = (16 * U) * sums + 2 * U * (total * scale.double().t()).abs() + (U + unit) * want.abs()
     # Half precision: below its smallest normal number the rounding is absolute.
     assert_within(got, want, bound * (1 + 2.0**-8) + (2.0**-25 if dtype is torch.float16 else 0.0))
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_a_product_that_feeds_the_next_one(preset: str) -> None:
+    """The second site's x is the node that the first one's kernel has just replaced."""
+    model = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 4), nn.Linear(4, 4))
+    captured = staged(model, X, config=preset)
+    wanted = run(captured.gm, [X])
+    result = select_kernels(captured.gm, CPU)
+    assert result.changed + len(result.declined) == 3
+    assert_values_are_true(captured.gm, [X])
+    torch.testing.assert_close(run(captured.gm, [X]), wanted, rtol=0, atol=1e-2)  # a code may round the other way
 
 
 # Refusals.
@@ -182,9 +194,11 @@ def test_another_device() -> None:
 
 
 def test_sums_that_may_overflow() -> None:
-    captured = staged(nn.Linear(66_001, 1, bias=False), torch.zeros(1, 66_001), evaluate=False)
+    k = 2**24 + 1
+    captured = staged(nn.Linear(k, 1, bias=False), torch.zeros(1, k), evaluate=False)
     (site,) = quantized_sites(captured.gm)
-    assert Int8Dynamic().why_not(site, CPU) == "in_features is 66001: above 66000 int32 sums may overflow"
+    why = "in_features is 16777217: above 16777216 a column's sum of codes may overflow"
+    assert Int8Dynamic().why_not(site, CPU) == why
 
 
 def test_a_float_kernel_gives_what_it_takes() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor import config as inductor_config
 from torch._inductor.utils import run_and_get_code
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -90,7 +91,7 @@ def test_inductor_does_not_make_one_out_of_what_it_gets() -> None:
     x = torch.randn(2, 8, 64)
     torch._dynamo.mark_dynamic(x, 0)
     torch._dynamo.reset()
-    with torch.no_grad(), torch._inductor.config.patch(fx_graph_cache=False):
+    with torch.no_grad(), inductor_config.patch(fx_graph_cache=False):
         eager = fxquant.compile(model, QuantConfig("int8dq", rules=RULES, executor="eager"), fullgraph=True)
         wanted = eager(x)
         torch._dynamo.reset()

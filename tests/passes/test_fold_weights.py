@@ -129,7 +129,7 @@ def test_the_expression_quantizes_another_set_of_parameters(forward: Forward) ->
 
 def test_a_parametrized_weight_is_folded() -> None:
     model = Linears(lambda m, x: m.a(x))
-    torch.nn.utils.parametrizations.weight_norm(model.a)
+    torch.nn.utils.parametrizations.weight_norm(model.get_submodule("a"))
     captured = staged(model, X, before="fold-weights")
     check_pass(FoldWeights(), captured, X, changed=1)
     originals = tuple(f"a.parametrizations.weight.original{i}" for i in (0, 1))

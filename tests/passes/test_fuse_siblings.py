@@ -118,7 +118,7 @@ def test_a_value_that_something_else_reads_too() -> None:
 def test_cross_attention_joins_keys_and_values_only() -> None:
     class Cross(Linears):
         def forward(self, x: Tensor, memory: Tensor) -> Any:
-            return self.compute(self, (x, memory))
+            return self.compute(self, (x, memory))  # pyright: ignore[reportArgumentType]
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.softmax(q @ k.t(), dim=-1) @ v

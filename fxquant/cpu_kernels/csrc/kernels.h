@@ -11,6 +11,9 @@ constexpr int64_t kQuad = 4;    // consecutive k that stand together: what one d
 // Rows that one task works on. 256 rows of accumulators are 64 KiB, which the depth blocks below may revisit in L2.
 constexpr int64_t kRowBlock = 256;
 
+// A packed block keeps the sum of each column's codes in int32: 127 * 2^24 < 2^31.
+constexpr int64_t kMostInFeatures = int64_t{1} << 24;
+
 constexpr int64_t quads(int64_t in_features) { return (in_features + kQuad - 1) / kQuad; }
 constexpr int64_t panels(int64_t out_features) { return (out_features + kPanel - 1) / kPanel; }
 

@@ -64,6 +64,7 @@ inline char* scratch(int64_t bytes) {
 template <class Product>
 void for_tasks(const Weight& w, int64_t rows, Product product) {
     const int64_t blocks = panels(w.out_features);
+    if (blocks == 0) return;
     int64_t row_block = std::min(rows, kRowBlock);
     const int64_t threads = torch::stable::get_num_threads();
     if (threads > 1 && blocks < 2 * threads) {  // too few blocks to share out: share rows as well, 24 or more at a time

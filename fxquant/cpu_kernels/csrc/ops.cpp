@@ -147,7 +147,7 @@ private:
         const auto sizes = packed_.sizes();
         const bool shape = sizes.size() == 4 && sizes[0] == panels(n) && sizes[1] == quads(in_features) + 1 &&
                            sizes[2] == kPanel && sizes[3] == kQuad;
-        STD_TORCH_CHECK(in_features >= 1 && shape && packed_.scalar_type() == ScalarType::Char, "fxquant::", op,
+        STD_TORCH_CHECK(shape && packed_.scalar_type() == ScalarType::Char, "fxquant::", op,
                         ": packed is not what int8_pack makes of [", n, ", ", in_features, "]: int8 [", panels(n), ", ",
                         quads(in_features) + 1, ", ", kPanel, ", ", kQuad, "] is needed");
     }
@@ -197,6 +197,8 @@ Rows rows_from(const RowView& x, Float type, int64_t first) {
 }
 
 void check_width(const char* op, const RowView& x, int64_t in_features) {
+    STD_TORCH_CHECK(in_features >= 1 && in_features <= kMostInFeatures, "fxquant::", op, ": in_features is ", in_features, "; 1 to ",
+                    kMostInFeatures, " are taken");
     STD_TORCH_CHECK(x.width == in_features, "fxquant::", op, ": x has ", x.width, " features, in_features is ", in_features);
 }
 
@@ -303,10 +305,10 @@ void pack_block(const int8_t* codes, int64_t n, int64_t k, int64_t panel, int8_t
 
 Tensor int8_pack(const Tensor codes) {
     const auto sizes = codes.sizes();
-    STD_TORCH_CHECK(sizes.size() == 2 && sizes[0] >= 1 && sizes[1] >= 1 && codes.scalar_type() == ScalarType::Char,
-                    "fxquant::int8_pack: codes are int8 [N, K], both at least 1; met ",
+    STD_TORCH_CHECK(sizes.size() == 2 && codes.scalar_type() == ScalarType::Char, "fxquant::int8_pack: codes are int8 [N, K]; met ",
                     torch::headeronly::toString(codes.scalar_type()), " with ", sizes.size(), " dimensions");
     const int64_t n = sizes[0], k = sizes[1];
+    STD_TORCH_CHECK(k <= kMostInFeatures, "fxquant::int8_pack: ", k, " input features; ", kMostInFeatures, " is the most");
     const Tensor from = dense(codes);
     const int64_t shape[4] = {panels(n), quads(k) + 1, kPanel, kQuad};
     const int64_t strides[4] = {panel_bytes(k), kPanel * kQuad, kQuad, 1};

@@ -66,7 +66,7 @@ inline typename Isa::F load_tail(const void* from, int64_t n) {
     return load_float<Isa, T>(padded);
 }
 
-// float32 -> T, nearest even; any NaN becomes torch's quiet NaN.
+// float32 -> T, nearest even; NaN stays NaN.
 template <class Isa, Float T>
 inline void store_float(void* to, typename Isa::F v) {
     using U = typename Isa::U;

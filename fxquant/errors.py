@@ -24,6 +24,10 @@ def _unknown(what: str, name: object, known: Sequence[str]) -> str:
     return f"unknown {what} {name!r}.{hint} Known: {', '.join(known)}."
 
 
+def _sentence(words: str) -> str:
+    return words if words.endswith("?") else f"{words}."
+
+
 def _quoted(names: Iterable[str]) -> str:
     return ", ".join(repr(name) for name in names)
 
@@ -69,14 +73,14 @@ class InvalidOption(FxQuantError, ValueError):
 
     def __init__(self, option: str, value: object, reason: str) -> None:
         self.option = option
-        super().__init__(f"option {option!r} has the value {value!r}: {reason}.")
+        super().__init__(f"option {option!r} has the value {value!r}: {_sentence(reason)}")
 
 
 class InvalidSpec(FxQuantError, ValueError):
     """A spec that cannot be read, or that asks for what cannot be; `reason` says what it takes."""
 
     def __init__(self, text: object, reason: str) -> None:
-        super().__init__(f"spec {str(text)!r}: {reason}.")
+        super().__init__(f"spec {str(text)!r}: {_sentence(reason)}")
 
 
 class PathRulesNeedModel(FxQuantError, ValueError):

@@ -74,7 +74,7 @@ def check_linear(op: str, x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor
         raise ShapeMismatch(
             op,
             f"in_features {in_features}",
-            f"at most {MAX_IN_FEATURES}, above which a column's sum of codes may overflow,",
+            f"at most {MAX_IN_FEATURES}, beyond which sums of codes may overflow,",
         )
     if x.shape[-1] != in_features:
         raise ShapeMismatch(op, f"an activation of shape {list(x.shape)}", f"last dimension {in_features}")

@@ -138,7 +138,7 @@ class QuantConfig:
     @property
     def asks_for_something(self) -> bool:
         """True if a preset, a format or a rule is named: what is left is the default, which a target may not be good at."""
-        return any(x is not None for x in (self.preset, self.weights, self.activations)) or bool(self.rules)
+        return any(x is not None for x in (self.preset, self.weights, self.activations, self.group_size)) or bool(self.rules)
 
     @property
     def has_path_rules(self) -> bool:

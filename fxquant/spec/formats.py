@@ -99,7 +99,7 @@ class Granularity:
             case _ if found := re.fullmatch(r"group([1-9][0-9]*)", text):
                 return Granularity("group", int(found[1]))
             case _:
-                near = nearest(text, GRANULARITIES)
+                near = nearest(text, ("tensor", "channel", "token", "group128"))
                 hint = f"; did you mean {near!r}?" if near else ""
                 raise InvalidSpec(text, f"a granularity is tensor, channel, token or group<n>, such as group128{hint}")
 

@@ -31,6 +31,8 @@ class Rule:
     def __post_init__(self) -> None:
         if not isinstance(self.pattern, str) or not self.pattern or "=" in self.pattern:
             raise InvalidSpec(self.pattern, "a rule's pattern is a non-empty glob over module paths, without '='")
+        if self.spec is not None and not isinstance(self.spec, LinearSpec):
+            raise InvalidSpec(self.spec, "a Rule takes a LinearSpec or None; Rule.parse reads text")
 
     def __str__(self) -> str:
         return f"{self.pattern}={self.spec or 'none'}"

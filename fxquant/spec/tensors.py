@@ -84,6 +84,9 @@ class LinearSpec:
     activations: TensorSpec | None
 
     def __post_init__(self) -> None:
+        for side in (self.weights, self.activations):
+            if side is not None and not isinstance(side, TensorSpec):
+                raise InvalidSpec(side, "a LinearSpec takes a TensorSpec or None a side; LinearSpec.parse reads text")
         if self.weights is not None and self.weights.granularity.kind == "token":
             raise InvalidSpec(self, "weights are scaled per tensor, channel or group<n>, not per token")
         if self.activations is not None:
@@ -95,9 +98,8 @@ class LinearSpec:
                 raise InvalidSpec(self, "quantized activations need quantized weights")
 
     def __str__(self) -> str:
-        if self.activations is None:
-            return f"w={self.weights or 'none'}"
-        return f"w={self.weights} x={self.activations}"
+        weights = f"w={self.weights or 'none'}"
+        return weights if self.activations is None else f"{weights} x={self.activations}"
 
     @property
     def is_float(self) -> bool:

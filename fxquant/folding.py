@@ -10,7 +10,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
-from fxquant.graphs import VALUE_KEY, ancestors, constant_inputs, target_name, value_of
+from fxquant.graphs import VALUE_KEY, target_name, value_of
 
 _FOLDED = "fxquant_folded"
 
@@ -41,7 +41,7 @@ def fold(gm: GraphModule, outputs: Sequence[Node], names: Sequence[str], *, eval
     With `evaluate` the buffers are computed from the parameters that the graph holds now, so that the graph runs;
     without it they hold fake tensors (the caller will compute them later, through the weight store).
     """
-    folded = _cut_out(gm, outputs, tuple(_unique_name(gm, name) for name in names))
+    folded = _cut_out(outputs, tuple(_unique_name(gm, name) for name in names))
     if evaluate:
         with torch.no_grad():
             tensors = folded.expression(*(getattr(gm, name) for name in folded.sources))
@@ -59,15 +59,16 @@ def fold(gm: GraphModule, outputs: Sequence[Node], names: Sequence[str], *, eval
     return made
 
 
-def _cut_out(gm: GraphModule, outputs: Sequence[Node], names: tuple[str, ...]) -> FoldedConstant:
-    sources = constant_inputs(outputs)
+def _cut_out(outputs: Sequence[Node], names: tuple[str, ...]) -> FoldedConstant:
+    order = _in_order_of_use(outputs)
+    sources = [node for node in order if node.op == "get_attr"]
     graph = Graph()
     copies: dict[Node, Node] = {}
     words = []
     for index, source in enumerate(sources):
         copies[source] = graph.placeholder(f"p{index}")
         copies[source].meta[VALUE_KEY] = value_of(source)
-    for node in ancestors(outputs):
+    for node in order:
         if node.op == "get_attr":
             continue
         copies[node] = graph.node_copy(node, lambda n: copies[n])
@@ -77,6 +78,21 @@ def _cut_out(gm: GraphModule, outputs: Sequence[Node], names: tuple[str, ...]) -
     numbers = {n: i for i, n in enumerate(copies)}
     key = "; ".join([*words, "-> " + ",".join(f"%{numbers[n]}" for n in outputs)])
     return FoldedConstant(names, tuple(str(s.target) for s in sources), GraphModule({}, graph), key)
+
+
+def _in_order_of_use(outputs: Sequence[Node]) -> list[Node]:
+    """The outputs and all that they come from, operands first: an order in which the rest of the graph has no say."""
+    order: dict[Node, None] = {}
+
+    def visit(node: Node) -> None:
+        for operand in node.all_input_nodes:
+            if operand not in order:
+                visit(operand)
+        order[node] = None
+
+    for output in outputs:
+        visit(output)
+    return list(order)
 
 
 def _text(node: Node, numbers: dict[Node, int]) -> str:

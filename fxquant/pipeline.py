@@ -64,8 +64,9 @@ def quantize_graph(
     """Quantize and lower a captured graph. The graph is edited in place: pass ``captured.copy()`` to keep it.
 
     Raises:
-        PassFailed: a pass raised. VerificationFailed: a stage broke its contract. UnloweredSite: ``config.strict`` and a
-            site found no kernel.
+        PassFailed: a pass raised.
+        VerificationFailed: a stage broke its contract.
+        UnloweredSite: ``config.strict``, and a site found no kernel.
     """
     gm, before = captured.gm, snapshot(captured)
     watch = _Stopwatch(observe)
@@ -83,7 +84,7 @@ def quantize_graph(
 
 def _stay_float(target: Target) -> Decide:
     """The decision where nobody asked for a format and the default has no kernel: quantized would only be slower."""
-    reason = f"the default, int8dq, would be slower than float: no fast int8 kernel on this {target.device}; name a preset"
+    reason = f"the default, int8dq, would be slower than float: no fast int8 kernel on {target.device}; name a preset"
     return lambda paths: Decision(None, reason)
 
 

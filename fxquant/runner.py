@@ -7,6 +7,8 @@ other specs gets its own lowering; a set that changed is packed again.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import operator
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +21,7 @@ from torch import Tensor
 from fxquant.annotation import amend_note, note_of
 from fxquant.errors import PathRulesNeedModel
 from fxquant.graphs import CapturedGraph, constant_inputs
-from fxquant.lowering import Packed
+from fxquant.lowering import Original, Packed
 from fxquant.pipeline import Lowered
 from fxquant.report import GraphReport
 from fxquant.spec import Decision, LinearSpec, QuantConfig
@@ -67,8 +69,13 @@ class ParameterSet:
         self.run = lowering.run
         self.generation = -1
         self._arguments = lowering.lowered.binding.arguments
-        self._packed: list[tuple[int, Tensor]] = []
-        self._template: list[int] = [-1 if isinstance(a, Packed) else a.position for a in self._arguments]
+        self._packed: tuple[Tensor, ...] = ()
+        slots = [slot for slot, a in enumerate(self._arguments) if isinstance(a, Packed)]
+        places = {slot: place for place, slot in enumerate(slots)}
+        taken = [
+            len(slots) + a.position if isinstance(a, Original) else places[s] for s, a in enumerate(self._arguments)
+        ]
+        self._take = _taker(taken)  # from the packed tensors and, after them, the original arguments
 
     def bind(self, store: WeightStore, args: Sequence[Any], *, first: bool) -> None:
         """Look every packed weight up in the store (which packs what is missing or stale)."""
@@ -76,19 +83,12 @@ class ParameterSet:
         for bound in self.lowering.lowered.binding.recipes:
             parameters = [args[p] for p in bound.sources]
             entries.append(store.entry(bound.recipe, parameters, bound.folded if first else None))
-        self._packed = [
-            (slot, entries[a.recipe].tensors[a.output])
-            for slot, a in enumerate(self._arguments)
-            if isinstance(a, Packed)
-        ]
+        self._packed = tuple(entries[a.recipe].tensors[a.output] for a in self._arguments if isinstance(a, Packed))
         self.generation = store.generation
 
-    def arguments(self, args: Sequence[Any]) -> list[Any]:
+    def arguments(self, args: Sequence[Any]) -> tuple[Any, ...]:
         """The lowered graph's arguments for a call with the original ones."""
-        values = [args[p] if p >= 0 else None for p in self._template]
-        for slot, tensor in self._packed:
-            values[slot] = tensor
-        return values
+        return self._take((*self._packed, *args))
 
 
 class GraphRunner:
@@ -102,13 +102,14 @@ class GraphRunner:
         self._deciding = deciding
         self._lower = lower
         self._store = store
-        self._sets: dict[tuple[int, ...], ParameterSet] = {}
+        self._sets: dict[bytes, ParameterSet] = {}
         self._lowerings: dict[tuple[LinearSpec | None, ...], Lowering] = {}
         self._lock = threading.RLock()
         self._has_bound = False
         self._measure: Measure | None = None
         self._sqnr: tuple[Lowering | None, dict[str, float]] = (None, {})
         self._positions = _site_weight_positions(captured)
+        self._take_weights = _taker(self._positions)
 
     @property
     def reports(self) -> tuple[GraphReport, ...]:
@@ -150,15 +151,15 @@ class GraphRunner:
             self._captured.release()
 
     def _set_for(self, args: Sequence[Any]) -> ParameterSet:
-        weights = [args[p] for p in self._positions]
-        bound = self._sets.get(tuple(map(id, weights)))
+        weights = self._take_weights(args)
+        bound = self._sets.get(_identities(weights))
         if bound is not None and bound.generation == self._store.generation and bound.stamp.is_fresh(weights):
             return bound
         with self._lock:
             return self._bind(weights, args)
 
-    def _bind(self, weights: Sequence[Tensor], args: Sequence[Any]) -> ParameterSet:
-        key = tuple(map(id, weights))
+    def _bind(self, weights: tuple[Tensor, ...], args: Sequence[Any]) -> ParameterSet:
+        key = _identities(weights)
         bound = self._sets.get(key)
         stamp = Stamp(weights)  # before packing: a change while it packs is seen at the next call
         if bound is None:
@@ -198,7 +199,22 @@ class GraphRunner:
         return replace(captured, weights=tuple(weights))
 
 
-def _drop_set(runner: weakref.ref[GraphRunner], key: tuple[int, ...]) -> None:
+def _taker(positions: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """A function that picks these positions of a sequence, as a tuple."""
+    if len(positions) > 1:
+        return operator.itemgetter(*positions)  # of a single position it would give no tuple
+    return lambda values: tuple(values[p] for p in positions)
+
+
+def _identities(objects: tuple[Any, ...]) -> bytes:
+    """What tells these very objects from others: the pointers that a tuple consists of, as they lie in memory.
+
+    The same as all of their ``id``. But that makes a Python number of each, which costs much more, at every call.
+    """
+    return ctypes.string_at(id(objects) + tuple.__basicsize__, len(objects) * ctypes.sizeof(ctypes.c_void_p))
+
+
+def _drop_set(runner: weakref.ref[GraphRunner], key: bytes) -> None:
     if (living := runner()) is not None:
         living._sets.pop(key, None)
 

@@ -31,8 +31,8 @@ class Target:
     def runs_default(self) -> bool:
         """True if the default preset, int8dq, is worth taking here.
 
-        Not without an int8 kernel for the device, and not on a CPU where only the portable kernel runs: both are slower than
-        float. A CPU without a compiler runs it by reference, with a warning.
+        Not without an int8 kernel for the device, and not on a CPU where only the portable kernel runs: both are
+        slower than float. A CPU without a compiler runs it by reference, with a warning.
         """
         if self.device != "cpu":
             return self.has_int8_kernel

@@ -182,5 +182,3 @@ def _is_subgraph(node: Node) -> bool:
 def _where(node: Node) -> str:
     note = note_of(node)
     return note.path or note.source or ", ".join(str(n.target) for n in constant_inputs([node])) or node.name
-
-

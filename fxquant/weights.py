@@ -131,13 +131,12 @@ def _samples(pointer: int, span: int) -> list[bytes]:
     return [ctypes.string_at(pointer + offset, length) for offset in offsets]
 
 
+@dataclass
 class Entry:
     """One packed weight: the tensors, and the stamp of the parameters they were made from."""
 
-    def __init__(self, recipe: Recipe, parameters: Sequence[Tensor], tensors: tuple[Tensor, ...]) -> None:
-        self.recipe = recipe
-        self.tensors = tensors
-        self.stamp = Stamp(parameters)
+    tensors: tuple[Tensor, ...]
+    stamp: Stamp
 
 
 class WeightStore:
@@ -157,16 +156,19 @@ class WeightStore:
         key = (recipe.key, tuple(id(p) for p in parameters))
         with self._lock:
             entry = self._entries.get(key)
-            if entry is None:
-                entry = self._entries[key] = Entry(recipe, parameters, recipe.apply(parameters, folded))
-                self.packed_count += 1
-                for parameter in parameters:
-                    weakref.finalize(parameter, self._entries.pop, key, None).atexit = False
-            elif not (entry.stamp.has_layout_of(parameters) and entry.stamp.is_fresh(parameters)):
-                entry.stamp, entry.tensors = Stamp(parameters), recipe.apply(parameters)
-                self.packed_count += 1
+            if entry is not None and entry.stamp.has_layout_of(parameters) and entry.stamp.is_fresh(parameters):
+                return entry
+            stamp = Stamp(parameters)  # before packing: a change while it packs is seen at the next look
+            tensors = recipe.apply(parameters, folded if entry is None else None)
+            self.packed_count += 1
+            if entry is not None:
+                entry.stamp, entry.tensors = stamp, tensors
                 self.generation += 1
-            return entry
+                return entry
+            self._entries[key] = Entry(tensors, stamp)
+            for parameter in parameters:
+                weakref.finalize(parameter, self._entries.pop, key, None).atexit = False
+            return self._entries[key]
 
     def forget(self, parameters: Sequence[Tensor]) -> int:
         """Drop every entry that was made from one of these, to be packed again at the next call; returns how many."""

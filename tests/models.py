@@ -60,7 +60,13 @@ class Decoder(nn.Module):
     """A Llama-like language model: token ids [B, T] -> logits [B, T, vocabulary]."""
 
     def __init__(
-        self, width: int = 64, layers: int = 2, heads: int = 4, kv_heads: int = 2, hidden: int = 160, vocabulary: int = 128
+        self,
+        width: int = 64,
+        layers: int = 2,
+        heads: int = 4,
+        kv_heads: int = 2,
+        hidden: int = 160,
+        vocabulary: int = 128,
     ) -> None:
         super().__init__()
         self.embed = nn.Embedding(vocabulary, width)
@@ -83,7 +89,7 @@ class VisionEncoder(nn.Module):
         self.patches = nn.Conv2d(3, width, kernel_size=8, stride=8)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(torch.randn(1, 17, width) * 0.02)
-        layer = nn.TransformerEncoderLayer(width, heads, 4 * width, activation="gelu", batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
         self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
         self.head = nn.Linear(width, classes)
 

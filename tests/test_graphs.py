@@ -304,5 +304,3 @@ def test_a_weight_is_found_by_name() -> None:
     assert captured.weight("a_weight").paths == ("a.weight",)
     write_note(next(iter(captured.gm.graph.nodes)), Note(("p",)))
     assert note_of(next(iter(captured.copy().gm.graph.nodes))).paths == ("p",)
-
-

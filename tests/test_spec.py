@@ -92,6 +92,8 @@ def test_granularity_refuses(text: str) -> None:
 def test_misspelt_granularity_names_the_nearest() -> None:
     with pytest.raises(InvalidSpec, match="did you mean 'channel'"):
         TensorSpec.parse("int8/chanel")
+    with pytest.raises(InvalidSpec, match=r"did you mean 'group128'\?$"):
+        TensorSpec.parse("int8/group0")
 
 
 def test_only_a_group_has_a_size() -> None:
@@ -154,6 +156,15 @@ def test_tensor_spec_refuses(text: str, words: str) -> None:
 @given(LINEAR)
 def test_linear_spec_round_trip(spec: LinearSpec) -> None:
     assert LinearSpec.parse(str(spec)) == spec
+
+
+def test_text_where_a_spec_belongs_is_refused() -> None:
+    with pytest.raises(InvalidSpec, match=r"'int8/channel': a LinearSpec takes a TensorSpec or None a side; Linear"):
+        LinearSpec("int8/channel", None)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InvalidSpec, match=r"'int8wo': a Rule takes a LinearSpec or None; Rule\.parse reads text"):
+        Rule("a", "int8wo")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InvalidSpec, match="spec 'w=none x=int8/token': quantized activations need quantized weights"):
+        LinearSpec.parse("x=int8/token")
 
 
 def test_linear_spec_text() -> None:
@@ -298,6 +309,22 @@ def test_include_rules_and_exclude() -> None:
 @pytest.mark.parametrize(("options", "needs"), [({"rules": {"*": "int8wo"}}, False), ({"exclude": "a*"}, True)])
 def test_only_a_bare_star_needs_no_paths(options: dict[str, Any], needs: bool) -> None:
     assert QuantConfig(**options).has_path_rules == needs
+
+
+@pytest.mark.parametrize(
+    ("options", "asks"),
+    [
+        ({}, False),
+        ({"exclude": "a", "executor": "eager"}, False),
+        ({"preset": "int8dq"}, True),
+        ({"weights": "int8"}, True),
+        ({"activations": "none"}, True),
+        ({"group_size": 64}, True),
+        ({"rules": {"a": "int8wo"}}, True),
+    ],
+)
+def test_a_config_that_names_a_format_asks_for_something(options: dict[str, Any], asks: bool) -> None:
+    assert QuantConfig(**options).asks_for_something == asks
 
 
 def test_rules_take_many_forms() -> None:

@@ -38,10 +38,6 @@ class QuantizedSite:
     x_scale: Node | None = None
 
     @property
-    def out_features(self) -> int:
-        return int(value_of(self.codes).shape[0])
-
-    @property
     def in_features(self) -> int:
         return int(value_of(self.codes).shape[1])
 

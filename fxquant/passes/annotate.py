@@ -11,11 +11,10 @@ from torch.fx import GraphModule, Node
 from fxquant.annotation import Declined, PassResult, amend_note, note_of
 from fxquant.graphs import constant_nodes, value_of, written_nodes
 from fxquant.passes.base import Pass
-from fxquant.passes.sites import activation_of, bias_of, linears, weight_of, where
+from fxquant.passes.sites import bias_of, linears, weight_of, where
 from fxquant.spec import Decision
 
 _FLOAT = (torch.float32, torch.bfloat16, torch.float16)
-_WANTED = "float32, bfloat16 or float16 is needed"
 
 
 @dataclass(frozen=True)
@@ -50,19 +49,15 @@ class Annotate(Pass):
 
 def _why_not(node: Node, constant: set[Node], written: set[Node]) -> str:
     weight, bias = weight_of(node), bias_of(node)
-    x, w = value_of(activation_of(node)), value_of(weight)
+    w = value_of(weight)
     if weight not in constant:
         return f"the weight is computed from an activation (at {weight.name})"
     if weight in written or bias in written:
         return "the model writes to the weight while it runs"
     if w.dtype not in _FLOAT:
-        return f"the weight is {w.dtype}: {_WANTED}"
-    if x.dtype not in _FLOAT:
-        return f"the activation is {x.dtype}: {_WANTED}"
+        return f"the weight is {w.dtype}: float32, bfloat16 or float16 is needed"
     if w.dim() != 2:
         return f"the weight has {w.dim()} dimensions, a linear wants 2"
     if not all(isinstance(size, int) for size in w.shape) or 0 in w.shape:
         return f"the weight's shape {tuple(w.shape)} is empty or not fixed"
     return ""
-
-

@@ -137,8 +137,9 @@ class QuantConfig:
 
     @property
     def asks_for_something(self) -> bool:
-        """True if a preset, a format or a rule is named: what is left is the default, which a target may not be good at."""
-        return any(x is not None for x in (self.preset, self.weights, self.activations, self.group_size)) or bool(self.rules)
+        """True if a preset, format, group size or rule is named; else a target may set the default aside."""
+        named = (self.preset, self.weights, self.activations, self.group_size)
+        return bool(self.rules) or any(x is not None for x in named)
 
     @property
     def has_path_rules(self) -> bool:

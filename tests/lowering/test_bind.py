@@ -195,3 +195,20 @@ def test_a_joined_bias_may_be_infinite() -> None:
     parameters = [args[p].detach().clone() for p in bias.sources]
     parameters[0][2] = float("inf")
     assert WeightStore().entry(bias.recipe, parameters).tensors[0][2] == float("inf")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_weight_is_folded_to_the_codes_of_quantize_weight_bit_for_bit(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(67, 9, bias=False, dtype=dtype)
+    with torch.no_grad():
+        model.weight[2] = 0
+        model.weight[3] *= 1e-4
+        model.weight[4] = torch.arange(67) - 33.5  # ties: the codes of halves
+    _, binding, _ = bound(model, torch.rand(5, 67, dtype=dtype))
+    (recipe,) = (r.recipe for r in binding.recipes)
+    for made, wanted in zip(
+        recipe.fold(model.weight.detach()), fx.quantize_weight(model.weight, "int8/channel"), strict=True
+    ):
+        assert torch.equal(made, wanted)
+        assert made.dtype is wanted.dtype

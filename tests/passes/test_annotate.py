@@ -124,6 +124,7 @@ class Exported(nn.Module):
             lambda m, x: F.linear(x, m.w),
             "the weight is torch.float64: float32, bfloat16 or float16 is needed",
         ),
+        (torch.rand(16), X, lambda m, x: F.linear(x, m.w), "the weight has 1 dimensions, a linear wants 2"),
         (
             torch.rand(0, 16),
             X,
@@ -131,7 +132,7 @@ class Exported(nn.Module):
             "the weight's shape (0, 16) is empty or not fixed",
         ),
     ],
-    ids=["activation", "float64", "empty"],
+    ids=["activation", "float64", "vector", "empty"],
 )
 def test_what_cannot_be_quantized_says_why(weight: Tensor, x: Tensor, forward: Any, words: str) -> None:
     """Through export, where every linear is the canonical op from the start."""

@@ -326,5 +326,3 @@ def test_inside_autocast_the_wide_product_has_the_dtype_of_its_parts() -> None:
     check_pass(FuseSiblings(), captured, X, changed=1, compare=within(0, rtol=0.15))
     (wide,) = nodes_of(captured.gm, LINEAR)
     assert value_of(wide).dtype is torch.bfloat16
-
-

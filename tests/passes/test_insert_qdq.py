@@ -51,6 +51,7 @@ def test_operands_stand_behind_codes(preset: str, dtype: torch.dtype) -> None:
 
     x = X.to(dtype)
     captured = staged(Linears(before, bias=True).to(dtype), x, config=preset, before="insert-qdq")
+
     def close(got: Any, wanted: Any) -> None:
         assert sqnr(got[0], wanted[0]) >= SQNR[preset]
 

@@ -49,6 +49,10 @@ class Case:
 
 def encoder(batch: int, tokens: int = 64) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """MiniLM and real text."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # its load report: the checkpoint's pooler is not used
     pairs = sentences.load_pairs()
     return minilm.load_encoder(), compare.example(minilm.load_tokenizer(tokens), pairs, batch)
 

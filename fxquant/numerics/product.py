@@ -23,7 +23,10 @@ def int8_matmul(codes: Tensor, weight_codes: Tensor) -> Tensor:
 
 
 def matmul_float32(x: Tensor, weight_codes: Tensor) -> Tensor:
-    """x [M, K] times weight_codes [N, K] transposed, both widened to float32 -> float32 [M, N]."""
+    """x [M, K] times weight_codes [N, K] transposed, both widened to float32 -> float32 [M, N].
+
+    The bits do not depend on the strides of x: a matrix library sums a transposed operand in another order.
+    """
     # Autocast reaches into an op's reference, and would round sums to bfloat16.
     with torch.autocast(x.device.type, enabled=False):
-        return x.float() @ weight_codes.float().t()
+        return x.float().contiguous() @ weight_codes.float().t()

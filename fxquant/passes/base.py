@@ -13,8 +13,8 @@ from fxquant.annotation import PassResult
 class Pass(ABC):
     """One step of the pipeline; its options are its fields.
 
-    A pass edits the graph in place and leaves it runnable, linted, with a value on every node. It counts what it
-    changed and gives each candidate that it left a reason.
+    A pass edits the graph in place and leaves a value on every node; `run_passes` lints the graph and makes it runnable
+    again. A pass counts what it changed and gives each candidate that it left a reason.
     """
 
     name: ClassVar[str]

@@ -45,7 +45,6 @@ class FoldWeights(Pass):
                 fold(gm, [bias], [f"{note_of(node).path}_bias"], evaluate=self.evaluate)
                 result.changed += 1
         remove_dead(gm)
-        gm.recompile()
         return result
 
     def _fold_codes(self, gm: GraphModule, node: Node) -> None:

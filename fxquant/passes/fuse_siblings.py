@@ -49,7 +49,6 @@ class FuseSiblings(Pass):
             else:
                 _join(gm, group)
                 result.changed += 1
-        gm.recompile()
         return result
 
 

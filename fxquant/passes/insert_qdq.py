@@ -46,7 +46,6 @@ class InsertQdq(Pass):
                 w = weight_of(node)
                 node.update_arg(1, self._around(gm, node, w, QUANTIZE_WEIGHT, spec.weights))
             result.changed += 1
-        gm.recompile()
         return result
 
     def _around(self, gm: GraphModule, site: Node, value: Node, quantize: Any, spec: TensorSpec) -> Node:

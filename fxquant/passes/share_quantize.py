@@ -43,7 +43,6 @@ class ShareQuantize(Pass):
                 node.replace_all_uses_with(twin)
                 gm.graph.erase_node(node)
                 result.changed += twin.target in _QUANTIZE
-        gm.recompile()
         return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -11,10 +12,11 @@ import torch
 from torch import nn
 
 from fxquant.backend import QuantizingBackend
-from fxquant.errors import FxQuantError, PatternMatchesNothing
+from fxquant.errors import FxQuantError, NotAModule, PatternMatchesNothing
 from fxquant.fallback import Shadow, tensor_names
 from fxquant.gradients import InferenceOnly
 from fxquant.report import ModelReport, parameter_facts
+from fxquant.runner import Names
 from fxquant.spec import QuantConfig
 from fxquant.weights import process_store
 
@@ -24,16 +26,20 @@ ConfigLike = QuantConfig | str | Mapping[str, Any] | None
 class CompiledModel(nn.Module):
     """A quantized, compiled view of a model; the model itself stays as it was, and stays the owner of its weights.
 
-    Call it like the model. Attributes that are not its own are the model's. Made by `fxquant.compile`.
+    Call it like the model. Attributes that are not its own are the model's, to read and to set. A copy or a pickle has a
+    model of its own, and is compiled anew. Inside another torch.compile, the model is compiled by that one's backend, as
+    it is with torch.compile's own. Made by `fxquant.compile`.
     """
 
     def __init__(self, model: nn.Module, config: QuantConfig, **torch_compile_kwargs: Any) -> None:
         super().__init__()
         self._orig_mod = model
-        self.training = model.training
+        self.__dict__["_recipe"] = partial(CompiledModel, config=config, **torch_compile_kwargs)
+        # Dynamo keeps the backend as long as the code of the model's class lives: it must not keep the model.
+        names = partial(_names_of, weakref.ref(model))
         watch = InferenceOnly()
         self.__dict__["_shadow"] = Shadow(model, config, process_store(), watch)
-        self.__dict__["_backend"] = QuantizingBackend(config, partial(tensor_names, model), watch)
+        self.__dict__["_backend"] = QuantizingBackend(config, names, watch)
         self.__dict__["_compiled"] = torch.compile(  # pyright: ignore[reportCallIssue]  (it wants a plain function)
             self._shadow.root,
             backend=self._backend,
@@ -43,6 +49,8 @@ class CompiledModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model, quantized. Raises fxquant's own errors as they are, not wrapped in Dynamo's."""
+        if torch.compiler.is_dynamo_compiling():
+            return self._orig_mod(*args, **kwargs)
         self._shadow.pull()
         try:
             return self._compiled(*args, **kwargs)
@@ -54,11 +62,15 @@ class CompiledModel(nn.Module):
         finally:
             self._shadow.push()
 
-    def train(self, mode: bool = True) -> CompiledModel:
-        """Set the mode of the model, and so of this view."""
-        self._orig_mod.train(mode)
-        self.training = mode
-        return self
+    @property
+    def training(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The model's mode; ``train`` and ``eval`` set it."""
+        return self._orig_mod.training
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        if "_modules" in self.__dict__:  # nn.Module sets a default before there are any
+            self._orig_mod.training = mode
 
     def report(self) -> ModelReport:
         """What was quantized, how, and what was not and why. It covers the calls made so far."""
@@ -71,6 +83,24 @@ class CompiledModel(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(self.__dict__["_modules"]["_orig_mod"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self._is_own(name):
+            super().__setattr__(name, value)
+        else:
+            setattr(self._orig_mod, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if self._is_own(name):
+            super().__delattr__(name)
+        else:
+            delattr(self._orig_mod, name)
+
+    def _is_own(self, name: str) -> bool:
+        return name == "_orig_mod" or name in self.__dict__ or hasattr(CompiledModel, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._recipe, (self._orig_mod,)
 
 
 def compile(
@@ -90,11 +120,12 @@ def compile(
     and reports on the whole model.
 
     Raises:
+        NotAModule: `model` is a function, say.
         UnknownOption, InvalidOption, UnknownPreset, …: the config does not make sense.
         PatternMatchesNothing: a glob of the config matches no module of the model.
     """
     resolved = resolve_config(config, {**fields, **({} if mode is None else {"mode": mode})})
-    _refuse_dead_patterns(model, resolved)
+    _check(model, resolved)
     return CompiledModel(model, resolved, fullgraph=fullgraph, dynamic=dynamic)
 
 
@@ -106,7 +137,7 @@ def explain(
     Runs the model once, in eager and without gradients; compiles nothing.
     """
     resolved = resolve_config(config, {**fields, "executor": "eager"})
-    _refuse_dead_patterns(model, resolved)
+    _check(model, resolved)
     view = CompiledModel(model, resolved)
     with torch.no_grad():
         view(*args, **(kwargs or {}))
@@ -129,7 +160,14 @@ def resolve_config(config: ConfigLike, fields: Mapping[str, Any]) -> QuantConfig
     return QuantConfig.from_options({**base, **fields})
 
 
-def _refuse_dead_patterns(model: nn.Module, config: QuantConfig) -> None:
+def _names_of(model: weakref.ref[nn.Module]) -> Names:
+    living = model()
+    return {} if living is None else tensor_names(living)
+
+
+def _check(model: nn.Module, config: QuantConfig) -> None:
+    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise NotAModule(model)
     paths = [path for path, _ in model.named_modules(remove_duplicate=False) if path]
     if dead := config.unmatched(paths):
         raise PatternMatchesNothing(dead, paths)

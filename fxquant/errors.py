@@ -106,6 +106,16 @@ class PatternMatchesNothing(FxQuantError, ValueError):
         )
 
 
+class NotAModule(FxQuantError, TypeError):
+    """Something other than an nn.Module where a model is needed."""
+
+    def __init__(self, met: object) -> None:
+        super().__init__(
+            f"a model is needed, an nn.Module, but this is {getattr(met, '__name__', met)!r}, a {type(met).__name__}. "
+            "For a function there is torch.compile(f, backend='fxquant', options={...})."
+        )
+
+
 class GradientsNeedTraining(FxQuantError, RuntimeError):
     """A gradient was asked for where only inference is served."""
 

@@ -9,7 +9,7 @@ them have a twin whose children are twins; all others are the user's own. The us
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 from itertools import chain
 from operator import is_
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from fxquant import cpu_kernels
 from fxquant.annotation import Note, write_note
@@ -145,6 +146,7 @@ def _is_plain_linear(module: nn.Module) -> bool:
     """True for a linear that computes what nn.Linear does, from a parameter of its own."""
     return (
         isinstance(module, nn.Linear)
+        and not isinstance(module, LazyModuleMixin)  # its first call makes it a linear
         and type(module).forward is nn.Linear.forward
         and "forward" not in module.__dict__
         and module._parameters.get("weight") is not None
@@ -219,7 +221,7 @@ class Shadow:
     def _read_children(self) -> tuple[list[int], list[Any]]:
         return list(map(len, self._children)), list(chain.from_iterable(map(dict.values, self._children)))
 
-    def fallbacks(self, seen: Collection[str]) -> list[Site]:
+    def fallbacks(self, seen: Set[str]) -> list[Site]:
         """The report's rows for the linears that ran in eager; `seen` are the parameters that graphs report on.
 
         A linear with a forward of its own is left alone in eager; it has a row if no graph has seen it.
@@ -227,14 +229,16 @@ class Shadow:
         rows = []
         for path, module in self._model.named_modules():
             _, twin = self._twins.get(id(module), (module, module))
-            weight = _join(path, "weight")
             if isinstance(twin, ShadowLinear):
                 if site := twin._fxquant_eager.site:
                     status = "fallback" if site.is_quantized else site.status
                     rows.append(replace(site, status=status, reason=twin._fxquant_reason, source=""))
-            elif isinstance(module, nn.Linear) and weight not in seen:
-                why = f"{type(module).__name__} has a forward of its own, which is left as it is"
-                rows.append(Site((path,), "declined", reason=f"never seen by Dynamo: {why}", parameter_names=(weight,)))
+            elif isinstance(module, nn.Linear):
+                # A parametrized weight has other parameters.
+                weights = tuple(_join(path, name) for name, p in module.named_parameters() if p.dim() >= 2)
+                if weights and seen.isdisjoint(weights):
+                    why = f"{type(module).__name__} has a forward of its own, which is left as it is"
+                    rows.append(Site((path,), "declined", reason=f"never seen by Dynamo: {why}", parameter_names=weights))
         return rows
 
     def _mirror(self) -> None:

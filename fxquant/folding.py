@@ -13,6 +13,7 @@ from torch.fx.node import map_arg
 from fxquant.graphs import VALUE_KEY, target_name, value_of
 
 _FOLDED = "fxquant_folded"
+_EXPRESSIONS = "fxquant_expressions"
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +42,7 @@ def fold(gm: GraphModule, outputs: Sequence[Node], names: Sequence[str], *, eval
     With `evaluate` the buffers are computed from the parameters that the graph holds now, so that the graph runs;
     without it they hold fake tensors (the caller will compute them later, through the weight store).
     """
-    folded = _cut_out(outputs, tuple(_unique_name(gm, name) for name in names))
+    folded = _cut_out(gm, outputs, tuple(_unique_name(gm, name) for name in names))
     if evaluate:
         with torch.no_grad():
             tensors = folded.expression(*(getattr(gm, name) for name in folded.sources))
@@ -59,7 +60,7 @@ def fold(gm: GraphModule, outputs: Sequence[Node], names: Sequence[str], *, eval
     return made
 
 
-def _cut_out(outputs: Sequence[Node], names: tuple[str, ...]) -> FoldedConstant:
+def _cut_out(gm: GraphModule, outputs: Sequence[Node], names: tuple[str, ...]) -> FoldedConstant:
     order = _in_order_of_use(outputs)
     sources = [node for node in order if node.op == "get_attr"]
     graph = Graph()
@@ -77,7 +78,11 @@ def _cut_out(outputs: Sequence[Node], names: tuple[str, ...]) -> FoldedConstant:
     graph.output(tuple(copies[n] for n in outputs))
     numbers = {n: i for i, n in enumerate(copies)}
     key = "; ".join([*words, "-> " + ",".join(f"%{numbers[n]}" for n in outputs)])
-    return FoldedConstant(names, tuple(str(s.target) for s in sources), GraphModule({}, graph), key)
+    values = tuple((value.dtype, str(value.shape)) for value in map(value_of, sources))
+    # A GraphModule compiles Python code of its own: equal layers share one.
+    expressions = gm.meta.setdefault(_EXPRESSIONS, {})
+    expression = expressions.get((key, values)) or expressions.setdefault((key, values), GraphModule({}, graph))
+    return FoldedConstant(names, tuple(str(s.target) for s in sources), expression, key)
 
 
 def _in_order_of_use(outputs: Sequence[Node]) -> list[Node]:

@@ -7,6 +7,7 @@ node, every other input a placeholder, and every node carries its fake value in 
 from __future__ import annotations
 
 import contextlib
+import heapq
 import inspect
 import operator
 import os
@@ -153,11 +154,15 @@ def refresh_values(gm: GraphModule, changed: Iterable[Node]) -> list[Node]:
     Returns the nodes that can no longer run on them, and the output node if a tensor would leave in another layout.
     """
     mode, regions = fake_mode_of(gm), autocast_regions(gm)
-    stale = set(changed)
-    broken = []
-    for node in gm.graph.nodes:
-        if node.op not in ("call_function", "call_method", "output") or stale.isdisjoint(node.all_input_nodes):
+    queue = [user for node in changed for user in node.users]
+    heapq.heapify(queue)  # in graph order, and only what is downstream: a large graph has hundreds of joins
+    broken: list[Node] = []
+    last = None
+    while queue:
+        node = heapq.heappop(queue)
+        if node is last or node.op not in ("call_function", "call_method", "output"):
             continue
+        last = node
         if node.op == "output":
             broken.append(node)
             continue
@@ -169,7 +174,8 @@ def refresh_values(gm: GraphModule, changed: Iterable[Node]) -> list[Node]:
             continue
         if _layout(value) != _layout(value_of(node)):
             node.meta[VALUE_KEY] = value
-            stale.add(node)
+            for user in node.users:
+                heapq.heappush(queue, user)
     return broken
 
 
@@ -188,6 +194,8 @@ def autocast_regions(gm: GraphModule) -> Mapping[Node, Region]:
     """The nodes that stand in an autocast region of the graph: arguments of each autocast that is entered there."""
     regions: dict[Node, Region] = {}
     open_ones: dict[Node, Sequence[Any]] = {}
+    if not gm.graph.find_nodes(op="call_function", target=_enter_autocast):
+        return regions
     for node in gm.graph.nodes:
         if open_ones:
             regions[node] = tuple(open_ones.values())

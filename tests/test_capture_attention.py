@@ -205,8 +205,40 @@ def test_dynamic_lengths() -> None:
         compared.append(out[0].shape[0])
 
     _, graphs = through_capture(model, *first, dynamic=True, others=others, compare=compare)
-    assert len(graphs) == 1
+    assert [len(linears(captured)) for captured in graphs] == [4]
     assert len(compared) == 3
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("separate", [False, True])
+def test_dynamic_width_is_that_of_the_weights(training: bool, separate: bool) -> None:
+    class SelfAttention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mha = nn.MultiheadAttention(E, H, batch_first=True, kdim=E + 1 if separate else None)
+
+        def forward(self, x: Tensor, key: Tensor) -> Tensor:
+            return self.mha(x, key, x, need_weights=False)[0]
+
+    model = SelfAttention().train(training)
+    args = additive(B, L, E), additive(B, L, E + separate)
+    out, (captured,) = through_capture(model, *args, dynamic=True)
+    assert reasons(captured) == []
+    assert len(linears(captured)) == 4
+    with torch.no_grad():
+        assert_same(out, model(*args), depth=DEPTH)
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_dynamic_width_of_an_encoder_layer(norm_first: bool) -> None:
+    model = nn.TransformerEncoderLayer(E, H, 2 * E, 0.0, batch_first=True, norm_first=norm_first).eval()
+    x, y = additive(B, L, E), additive(B + 1, S, E)
+    (first, second), (captured,) = through_capture(model, x, dynamic=True, others=[(y,)])
+    assert reasons(captured) == []
+    assert len(linears(captured)) == 6
+    with torch.no_grad():
+        assert_same(first, model(x), depth=2 * DEPTH)
+        assert_same(second, model(y), depth=2 * DEPTH)
 
 
 def test_static_keys_are_declined_by_name() -> None:

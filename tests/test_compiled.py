@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -10,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import fxquant
-from fxquant.errors import FxQuantError, InvalidOption, PatternMatchesNothing, UnknownOption, UnknownPreset
+from fxquant.errors import FxQuantError, InvalidOption, NotAModule, PatternMatchesNothing, UnknownOption, UnknownPreset
 from fxquant.weights import process_store
 from tests.models import Decoder, sqnr
 from tests.test_fallback import Disabled
@@ -134,10 +138,103 @@ def test_the_view_is_like_the_model() -> None:
     model = stack(1)
     view = fxquant.compile(model, executor="eager")
     assert view.layers is model.layers
-    assert not view.training
     assert [id(p) for p in view.parameters()] == [id(p) for p in model.parameters()]
     with pytest.raises(AttributeError, match="nothing"):
         _ = view.nothing
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 8)
+        self.factor = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * self.factor
+
+
+@torch.no_grad()
+def test_what_is_set_on_the_view_is_set_on_the_model() -> None:
+    model = Scaled()
+    view = fxquant.compile(model, executor="eager")
+    once = view(X)
+    view.factor = 2.0
+    assert model.factor == 2.0
+    assert torch.equal(view(X), 2 * once)
+    view.linear = nn.Linear(64, 4)
+    assert model.linear is view.linear
+    assert view(X).shape == (5, 4)
+    del view.factor
+    assert not hasattr(model, "factor")
+
+
+def test_the_view_has_the_mode_of_the_model() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Dropout())
+    view = fxquant.compile(model)
+    assert view.training
+    model.eval()
+    assert not view.training
+    assert view.train() is view
+    assert model.training
+    assert model[1].training
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda view: pickle.loads(pickle.dumps(view))], ids=["copy", "pickle"])
+def test_a_copy_of_the_view_has_a_model_of_its_own(copied: Any) -> None:
+    model = Scaled()
+    view = fxquant.compile(model, executor="eager", rules={"linear": "int8wo"})
+    want = view(X)
+    twin = copied(view)
+    for parameter in model.parameters():
+        parameter.zero_()
+    assert torch.equal(twin(X), want)
+    assert [site.spec_text for site in twin.report().sites] == ["w=int8/channel"]
+
+
+@torch.no_grad()
+def test_inside_another_compile_its_backend_takes_the_model() -> None:
+    model = Scaled()
+    view = fxquant.compile(model, executor="eager")
+    compiled = torch.compile(lambda x: view(x) + 1, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(X), model(X) + 1)
+    outer = fxquant.compile(nn.Sequential(view), executor="eager")
+    assert torch.equal(outer(X), view(X))
+    assert outer.report().coverage == 1.0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "use", [lambda model: fxquant.compile(model, executor="eager")(X), lambda model: fxquant.explain(model, X)]
+)
+def test_a_model_that_nobody_has_is_freed_with_all_that_was_made_of_it(use: Any) -> None:
+    gc.collect()
+    resident = process_store().resident_bytes
+    model = stack(1)
+    use(model)
+    assert process_store().resident_bytes > resident
+    gone = weakref.ref(model), weakref.ref(model.layers[0].a.weight)
+    del model
+    gc.collect()
+    assert [reference() for reference in gone] == [None, None]
+    assert process_store().resident_bytes == resident
+
+
+@torch.no_grad()
+def test_many_models_of_one_class_do_not_meet_a_limit() -> None:
+    limit = torch._dynamo.config.recompile_limit
+    models = [Scaled() for _ in range(limit + 2)]
+    views = [fxquant.compile(model, executor="eager") for model in models]
+    wants = [view(X) for view in views]
+    assert [view.report().fallbacks for view in views] == [()] * len(views)
+    assert [fxquant.explain(models[0], X).fallbacks for _ in range(limit + 2)] == [()] * len(views)
+    assert all(torch.equal(view(X), want) for view, want in zip(views, wants, strict=True))
+
+
+@pytest.mark.parametrize("door", [fxquant.compile, fxquant.explain])
+def test_a_function_is_no_model(door: Any) -> None:
+    with pytest.raises(NotAModule, match=r"this is 'stack', a function\. .* torch.compile\(f, backend='fxquant'"):
+        door(stack)
 
 
 @torch.no_grad()

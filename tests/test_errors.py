@@ -15,6 +15,7 @@ from fxquant.errors import (
     InvalidSpec,
     KernelsUnavailableWarning,
     NonFiniteWeight,
+    NotAModule,
     PassFailed,
     PathRulesNeedModel,
     PatternMatchesNothing,
@@ -62,6 +63,12 @@ CASES = [
         ValueError,
         "no module matches 'lm_haed'. Did you mean 'lm_head'? The model has: model.proj, lm_head. "
         "A pattern is a glob over the whole module path or a parent of it, such as 'lm_head' or '*.mlp.*'.",
+    ),
+    (
+        NotAModule(max),
+        TypeError,
+        "a model is needed, an nn.Module, but this is 'max', a builtin_function_or_method. "
+        "For a function there is torch.compile(f, backend='fxquant', options={...}).",
     ),
     (
         GradientsNeedTraining("graph_000, input x"),

@@ -21,11 +21,13 @@ from fxquant.passes import Annotate, Pass, run_passes
 from fxquant.pipeline import pipeline_for, quantize_graph
 from fxquant.runner import Deciding
 from fxquant.spec import QuantConfig
+from fxquant.target import Target
 from tests.helpers import capture, through_capture
 from tests.lowering.helpers import CPU, NO_KERNEL, targets
 from tests.models import AttentionBlock, DecoderLayer, GatedMlp
 from tests.passes.helpers import Linears, X
 
+SLOW_TARGETS = [Target("cuda"), Target("cpu", has_int8_kernel=True)]
 STAGES = ["capture", "annotate", "fuse-siblings", "insert-qdq", "share-quantize", "fold-weights", "lower"]
 
 
@@ -90,6 +92,20 @@ def test_strict_names_every_site_that_no_kernel_took() -> None:
 def test_strict_lets_a_site_stay_float_where_a_rule_says_so() -> None:
     result = lowered(capture(Linears(pair), X), QuantConfig("int8dq", rules={"b": None}, strict=True))
     assert targets(result.gm) == ["int8_linear_dynamic"]
+
+
+@pytest.mark.parametrize("target", SLOW_TARGETS, ids=["a GPU", "a CPU without AVX2"])
+def test_the_default_stays_float_where_it_would_be_slower(target: Target) -> None:
+    result = lowered(capture(Linears(pair), X), QuantConfig(), target=target)
+    assert targets(result.gm) == []
+    reason = f"the default, int8dq, would be slower than float: no fast int8 kernel on {target.device}; name a preset"
+    assert [(site.status, site.reason) for site in result.report.sites] == [("float", reason)] * 2
+
+
+@pytest.mark.parametrize("target", SLOW_TARGETS, ids=["a GPU", "a CPU without AVX2"])
+def test_a_named_preset_is_quantized_everywhere(target: Target) -> None:
+    result = lowered(capture(Linears(pair), X), "int8dq", target=target)
+    assert {site.status for site in result.report.sites} <= {"lowered", "reference"}
 
 
 # Passes that fail.

@@ -133,7 +133,8 @@ def _additive(mask: Traced, dtype: torch.dtype) -> Traced:
 
 def _project(t: _Tracer, inputs: list[Any], a: dict[str, Any], path: str) -> list[Traced]:
     packed, bias = a["in_proj_weight"], a["in_proj_bias"]
-    features = _size(inputs[0], -1)
+    # Of the weight, not of an input: under dynamic=True an input's may be symbolic.
+    features = _size(a["q_proj_weight"], 0) if packed is None else _size(packed, 0) // 3
     projected = []
     for i, (x, part) in enumerate(zip(inputs, "qkv", strict=True)):
         own = a[f"{part}_proj_weight"] if a["use_separate_proj_weight"] else None
@@ -166,11 +167,10 @@ def _explicit_attention(parts: _Heads, heads: int, dropout: Any) -> tuple[Any, A
     """Softmax(QK) written out, in torch's order of operations; returns output and weights, both by head."""
     query, key, value = (x.flatten(0, 1) for x in (parts.query, parts.key, parts.value))
     query = query * math.sqrt(1.0 / _size(query, -1))
-    if parts.mask is None:
-        scores = torch.bmm(query, key.transpose(-2, -1))
-    else:
+    scores = torch.bmm(query, key.transpose(-2, -1))
+    if parts.mask is not None:  # added by itself: torch's baddbmm has no values of symbolic sizes
         flat = parts.mask.unsqueeze(0) if _rank(parts.mask) == 2 else parts.mask.expand(-1, heads, -1, -1).flatten(0, 1)
-        scores = torch.baddbmm(flat, query, key.transpose(-2, -1))
+        scores = scores + flat
     weights: Any = F.softmax(scores, dim=-1)
     if not isinstance(dropout, float) or dropout > 0.0:
         weights = F.dropout(weights, p=dropout)
@@ -214,7 +214,7 @@ def _left_out(mask: Traced, mask_type: int) -> Traced:
 def _encoder_layer(t: _Tracer, a: dict[str, Any]) -> Any:
     """`torch._transformer_encoder_layer_fwd`: src [batch, length, features]; no dropout."""
     path = _module_of(t, a["qkv_weight"], 2)
-    features = (_size(a["src"], -1),)
+    features = (_size(a["norm_weight_1"], 0),)
 
     def norm(x: Any, number: int) -> Any:
         return F.layer_norm(x, features, a[f"norm_weight_{number}"], a[f"norm_bias_{number}"], a["eps"])
@@ -263,8 +263,9 @@ def _why_not(node: Node) -> str:
     flags = ("num_heads", "num_head", "need_weights", "training", "is_causal", "norm_first", "mask_type")
     if computed := [name for name in flags if isinstance(a.get(name), Node)]:
         return f"attention whose {computed[0]} is computed: left as it is"
-    sizes = value_of(next(a[name] for name in ("query", "src") if name in a)).shape
-    return "" if isinstance(sizes[-1], int) else "attention over features of unknown size: left as it is"
+    weight = next(w for name in ("in_proj_weight", "q_proj_weight", "qkv_weight") if (w := a.get(name)) is not None)
+    fixed = all(isinstance(size, int) for size in value_of(weight).shape)
+    return "" if fixed else "attention with weights of unknown size: left as it is"
 
 
 def _put_in_place(editor: Editor, node: Node, result: Any) -> None:

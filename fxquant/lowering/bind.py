@@ -17,9 +17,8 @@ from torch.fx import GraphModule, Node
 from fxquant.annotation import note_of, write_note
 from fxquant.folding import FoldedConstant, folded_constants
 from fxquant.graphs import VALUE_KEY, CapturedGraph, CapturedWeight, value_of
+from fxquant.lowering.rows import quantize_rows_by_kernel, quantizes
 from fxquant.lowering.rules import INT8_PACK
-from fxquant.lowering.site import QUANTIZE_WEIGHT
-from fxquant.ops.checks import ACTIVATION_DTYPES
 from fxquant.weights import Recipe
 
 
@@ -116,35 +115,12 @@ def _bound_recipe(
     plan = tuple((node.target if node.op == "call_function" else None, index) for node, index in outputs)
     words = [f"{'int8_pack' if op else 'plain'}({index})" for op, index in plan]
     where = tuple(_module_of(captured.weight(source)) for source in constant.sources)
-    quantizes = bool(constant.expression.graph.find_nodes(op="call_function", target=QUANTIZE_WEIGHT))
-    fold = _rows_by_kernel(constant.expression)
-    recipe = Recipe(f"{constant.key} | {','.join(words)}", fold, _packer(plan), where, quantizes)
+    fold = quantize_rows_by_kernel(constant.expression)
+    recipe = Recipe(f"{constant.key} | {','.join(words)}", fold, _packer(plan), where, quantizes(fold))
     held = tuple(getattr(gm, name) for name in constant.names)
     evaluated = not any(isinstance(t, torch._subclasses.FakeTensor) for t in held)
     positions = tuple(captured.weight(source).position for source in constant.sources)
     return BoundRecipe(recipe, positions, held if evaluated else None)
-
-
-def _rows_by_kernel(expression: GraphModule) -> GraphModule:
-    """The expression with the weights that are int8 by rows quantized by the kernel: one pass over them instead of ten.
-
-    The bits are the same: a channel of a matrix is a row, as a token is.
-    """
-    for node in expression.graph.find_nodes(op="call_function", target=QUANTIZE_WEIGHT):
-        weight, spec = node.args
-        value = value_of(weight)
-        if spec != "int8/channel" or value.dim() != 2 or value.dtype not in ACTIVATION_DTYPES:
-            continue
-        for part in [user for user in node.users if user.args[1] == 2]:  # the zero point: empty
-            with expression.graph.inserting_before(part):
-                empty = expression.graph.call_function(
-                    torch.ops.aten.new_empty.default, (weight, [0]), {"dtype": torch.uint8}
-                )
-            part.replace_all_uses_with(empty)
-            expression.graph.erase_node(part)
-        node.target, node.args = torch.ops.fxquant.int8_quantize_per_token.default, (weight,)
-    expression.recompile()
-    return expression
 
 
 def _module_of(weight: CapturedWeight) -> str:

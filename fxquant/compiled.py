@@ -26,9 +26,9 @@ ConfigLike = QuantConfig | str | Mapping[str, Any] | None
 class CompiledModel(nn.Module):
     """A quantized, compiled view of a model; the model itself stays as it was, and stays the owner of its weights.
 
-    Call it like the model. Attributes that are not its own are the model's, to read and to set. A copy or a pickle has a
-    model of its own, and is compiled anew. Inside another torch.compile, the model is compiled by that one's backend, as
-    it is with torch.compile's own. Made by `fxquant.compile`.
+    Call it like the model. Attributes that are not its own are the model's, to read and to set. A copy or a pickle has
+    a model of its own, and is compiled anew. Inside another torch.compile, the model is compiled by that one's backend,
+    as it is with torch.compile's own. Made by `fxquant.compile`.
     """
 
     def __init__(self, model: nn.Module, config: QuantConfig, **torch_compile_kwargs: Any) -> None:
@@ -63,12 +63,12 @@ class CompiledModel(nn.Module):
             self._shadow.push()
 
     @property
-    def training(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def training(self) -> bool:
         """The model's mode; ``train`` and ``eval`` set it."""
         return self._orig_mod.training
 
     @training.setter
-    def training(self, mode: bool) -> None:
+    def training(self, mode: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         if "_modules" in self.__dict__:  # nn.Module sets a default before there are any
             self._orig_mod.training = mode
 
@@ -166,7 +166,7 @@ def _names_of(model: weakref.ref[nn.Module]) -> Names:
 
 
 def _check(model: nn.Module, config: QuantConfig) -> None:
-    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(model, nn.Module):
         raise NotAModule(model)
     paths = [path for path, _ in model.named_modules(remove_duplicate=False) if path]
     if dead := config.unmatched(paths):

@@ -237,8 +237,9 @@ class Shadow:
                 # A parametrized weight has other parameters.
                 weights = tuple(_join(path, name) for name, p in module.named_parameters() if p.dim() >= 2)
                 if weights and seen.isdisjoint(weights):
-                    why = f"{type(module).__name__} has a forward of its own, which is left as it is"
-                    rows.append(Site((path,), "declined", reason=f"never seen by Dynamo: {why}", parameter_names=weights))
+                    own = f"{type(module).__name__} has a forward of its own, which is left as it is"
+                    reason = f"never seen by Dynamo: {own}"
+                    rows.append(Site((path,), "declined", reason=reason, parameter_names=weights))
         return rows
 
     def _mirror(self) -> None:

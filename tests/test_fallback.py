@@ -210,6 +210,26 @@ def test_a_linear_with_a_forward_of_its_own_is_quantized_in_a_graph() -> None:
 
 
 @torch.no_grad()
+def test_a_parametrized_linear_in_a_graph_has_one_row() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(64, 64)))
+    view = view_of(model)
+    view(X)
+    report = view.report()
+    assert (report.coverage, report.fallbacks) == (1.0, ())
+    assert [site.path for site in report.sites] == ["0"]
+
+
+@torch.no_grad()
+def test_a_lazy_linear_becomes_one_at_the_first_call() -> None:
+    model = nn.Sequential(nn.LazyLinear(64), nn.Linear(64, 64))
+    view = view_of(model)
+    out = view(X)
+    assert 35.0 < sqnr(out, model(X)) < 70.0
+    assert torch.equal(view(X), out)
+    assert view.report().coverage == 1.0
+
+
+@torch.no_grad()
 def test_a_subclass_that_computes_the_same_is_a_linear() -> None:
     torch.manual_seed(0)
     model = Wrapping(Renamed(64, 64))

@@ -134,7 +134,7 @@ def _additive(mask: Traced, dtype: torch.dtype) -> Traced:
 def _project(t: _Tracer, inputs: list[Any], a: dict[str, Any], path: str) -> list[Traced]:
     packed, bias = a["in_proj_weight"], a["in_proj_bias"]
     # Of the weight, not of an input: under dynamic=True an input's may be symbolic.
-    features = _size(a["q_proj_weight"], 0) if packed is None else _size(packed, 0) // 3
+    features = _size(a["q_proj_weight"], 0) if a["use_separate_proj_weight"] else _size(packed, 0) // 3
     projected = []
     for i, (x, part) in enumerate(zip(inputs, "qkv", strict=True)):
         own = a[f"{part}_proj_weight"] if a["use_separate_proj_weight"] else None

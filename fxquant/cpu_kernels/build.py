@@ -33,6 +33,7 @@ _SOURCES = {
     "isa_avx512vnni.cpp": ("-O3", *_AVX512_VNNI),
     "isa_avx2.cpp": ("-O3", *_AVX2),
     "isa_portable.cpp": ("-O3",),
+    "pack.cpp": ("-O3",),
     "fingerprint.cpp": ("-O2", "-UTORCH_TARGET_VERSION"),  # reads fields of TensorImpl, which the stable ABI hides
 }
 _FLAGS = (

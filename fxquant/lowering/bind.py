@@ -6,6 +6,7 @@ original argument or an output of a recipe that the weight store applies to orig
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,9 +64,10 @@ def bind(gm: GraphModule, captured: CapturedGraph) -> Binding:
     positions = {w.name: w.position for w in captured.weights}
     last = _last_placeholder(gm)
     recipes: list[BoundRecipe] = []
+    by_kernel = functools.cache(quantize_rows_by_kernel)  # equal layers share an expression
     for constant, nodes in _folded_groups(gm).values():
         outputs = _runtime_outputs(constant, nodes)
-        recipes.append(_bound_recipe(gm, constant, outputs, captured))
+        recipes.append(_bound_recipe(gm, constant, by_kernel(constant.expression), outputs, captured))
         for index, (node, _) in enumerate(outputs):
             last = _become_placeholder(gm, node, last)
             arguments.append(Packed(len(recipes) - 1, index))
@@ -110,13 +112,17 @@ def _runtime_outputs(constant: FoldedConstant, nodes: Sequence[Node]) -> list[tu
 
 
 def _bound_recipe(
-    gm: GraphModule, constant: FoldedConstant, outputs: Sequence[tuple[Node, int]], captured: CapturedGraph
+    gm: GraphModule,
+    constant: FoldedConstant,
+    fold: GraphModule,
+    outputs: Sequence[tuple[Node, int]],
+    captured: CapturedGraph,
 ) -> BoundRecipe:
     plan = tuple((node.target if node.op == "call_function" else None, index) for node, index in outputs)
     words = [f"{'int8_pack' if op else 'plain'}({index})" for op, index in plan]
     where = tuple(_module_of(captured.weight(source)) for source in constant.sources)
-    fold = quantize_rows_by_kernel(constant.expression)
-    recipe = Recipe(f"{constant.key} | {','.join(words)}", fold, _packer(plan), where, quantizes(fold))
+    key = f"{constant.key} | {','.join(words)}"
+    recipe = Recipe(key, fold, _packer(plan), where, quantizes(constant.expression))
     held = tuple(getattr(gm, name) for name in constant.names)
     evaluated = not any(isinstance(t, torch._subclasses.FakeTensor) for t in held)
     positions = tuple(captured.weight(source).position for source in constant.sources)

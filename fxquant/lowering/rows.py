@@ -18,12 +18,11 @@ _CAT = torch.ops.aten.cat.default
 
 def quantizes(expression: GraphModule) -> bool:
     """Whether the constant expression quantizes a weight."""
-    found = (expression.graph.find_nodes(op="call_function", target=t) for t in (QUANTIZE_WEIGHT, QUANTIZE_ROWS))
-    return any(found)
+    return bool(expression.graph.find_nodes(op="call_function", target=QUANTIZE_WEIGHT))
 
 
 def quantize_rows_by_kernel(expression: GraphModule) -> GraphModule:
-    """Give the int8 weights of a constant expression to the kernel of activations; the bits stay the same.
+    """A copy of a constant expression with its int8 weights given to the kernel of activations; the bits are the same.
 
     before:  codes, scale, zero = quantize_weight(cat(q, k), "int8/channel")
     after:   (qc, qs), (kc, ks) = int8_quantize_per_token(q), int8_quantize_per_token(k)
@@ -32,7 +31,8 @@ def quantize_rows_by_kernel(expression: GraphModule) -> GraphModule:
     A channel of a matrix is a row, as a token is. Rows know nothing of each other, so that they can be joined as codes:
     a quarter of the bytes.
     """
-    graph = expression.graph
+    graph = Graph()
+    graph.output(graph.graph_copy(expression.graph, {}))
     for node in graph.find_nodes(op="call_function", target=QUANTIZE_WEIGHT):
         weight, spec = node.args
         assert isinstance(weight, Node)
@@ -44,14 +44,13 @@ def quantize_rows_by_kernel(expression: GraphModule) -> GraphModule:
         for part in list(node.users):
             part.replace_all_uses_with(made[cast(int, part.args[1])])
         graph.eliminate_dead_code()
-        expression.recompile()
-    return expression
+    return GraphModule({}, graph)
 
 
 def _rows(graph: Graph, weight: Node) -> tuple[Node, Node, Node]:
     """Codes, scale, and an empty zero point."""
     joined = weight.target is _CAT and weight.args[1:] in ((), (0,))
-    weights = weight.all_input_nodes if joined else [weight]
+    weights = cast("list[Node]", weight.args[0]) if joined else [weight]  # one may be there twice
     pairs = [graph.call_function(QUANTIZE_ROWS, (w,)) for w in weights]
     codes, scales = ([graph.call_function(operator.getitem, (pair, i)) for pair in pairs] for i in (0, 1))
     empty = graph.call_function(torch.ops.aten.new_empty.default, (codes[0], [0]), {"dtype": torch.uint8})

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from fxquant.annotation import note_of
 from fxquant.errors import NonFiniteWeight
+from fxquant.folding import folded_constants
 from fxquant.graphs import value_of
-from fxquant.lowering import Original, Packed
+from fxquant.lowering import Original, Packed, bind
 from fxquant.spec import PRESETS, QuantConfig
 from fxquant.weights import WeightStore
 from tests.lowering.helpers import bound, call_bound, selected
@@ -212,3 +213,31 @@ def test_a_weight_is_folded_to_the_codes_of_quantize_weight_bit_for_bit(dtype: t
     ):
         assert torch.equal(made, wanted)
         assert made.dtype is wanted.dtype
+
+
+class Twice(nn.Module):
+    """A weight that the model itself joins from one parameter, twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.part = nn.Parameter(torch.randn(8, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, torch.ops.aten.cat.default([self.part, self.part]))
+
+
+def test_a_parameter_that_is_joined_twice_is_packed_twice() -> None:
+    captured, binding, args = bound(Twice(), X)
+    (out,) = call_bound(captured.gm, binding, args)
+    assert out.shape == (*X.shape[:-1], 16)
+    assert torch.equal(out[..., :8], out[..., 8:])
+
+
+def test_binding_leaves_the_folded_constants_as_they_are() -> None:
+    captured = selected(Mixed(), X, config=MIXED)
+    constants = list(folded_constants(captured.gm).values())
+    before = [str(constant.expression.graph) for constant in constants]
+    assert any("quantize_weight" in text for text in before)
+    bind(captured.gm, captured)
+    assert [str(constant.expression.graph) for constant in constants] == before

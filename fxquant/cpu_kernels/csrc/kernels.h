@@ -88,6 +88,9 @@ struct Kernels {
     void (*float_product)(const FloatProblem& problem, const Task& task);
 };
 
+// Block `panel` of the packed form of codes [n, k]: 64 columns interleaved by quads, then their sums.
+void pack_block(const int8_t* codes, int64_t n, int64_t k, int64_t panel, int8_t* to);
+
 const Kernels* portable_kernels();
 const Kernels* avx2_kernels();        // null where the compiler cannot make them (not x86-64)
 const Kernels* avx512vnni_kernels();  // null likewise

@@ -285,24 +285,6 @@ Tensor int8_linear_weight_only(const Tensor x, const Tensor packed, const Tensor
     return out;
 }
 
-// One block of 64 columns: codes[64 rows of w, K] interleaved by quads, then the column sums.
-void pack_block(const int8_t* codes, int64_t n, int64_t k, int64_t panel, int8_t* to) {
-    const int64_t first = panel * kPanel, count = std::min(kPanel, n - first), depth = quads(k);
-    std::memset(to, 0, static_cast<size_t>(panel_bytes(k)));
-    for (int64_t c = 0; c < count; ++c) {
-        const int8_t* row = codes + (first + c) * k;
-        int32_t sum = 0;
-        for (int64_t q = 0; q < depth; ++q) {
-            const int64_t width = std::min(kQuad, k - q * kQuad);
-            for (int64_t i = 0; i < width; ++i) {
-                to[(q * kPanel + c) * kQuad + i] = row[q * kQuad + i];
-                sum += row[q * kQuad + i];
-            }
-        }
-        std::memcpy(to + (depth * kPanel + c) * kQuad, &sum, sizeof(sum));
-    }
-}
-
 Tensor int8_pack(const Tensor codes) {
     const auto sizes = codes.sizes();
     STD_TORCH_CHECK(sizes.size() == 2 && codes.scalar_type() == ScalarType::Char, "fxquant::int8_pack: codes are int8 [N, K]; met ",

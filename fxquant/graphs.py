@@ -110,12 +110,16 @@ def infer_value(node: Node, fake_mode: FakeTensorMode) -> Any:
     """What the node computes on its inputs' fake values. Raises what the operation raises."""
     args = map_arg(node.args, value_of)
     kwargs = map_arg(node.kwargs, value_of)
+    if node.target is operator.getitem and isinstance(args[0], tuple) and isinstance(args[1], int):
+        return args[0][args[1]]  # most of the nodes that passes make: no tensor is computed
     with fake_mode, torch.no_grad():
         if node.op == "call_method":
             receiver, *rest = args
             return getattr(receiver, str(node.target))(*rest, **kwargs)
         if node.op == "call_function":
-            return node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+            # Below autograd: the autograd key of a custom op takes as long as the rest of it.
+            with torch._C._AutoDispatchBelowAutograd() if _is_ours(node) else contextlib.nullcontext():
+                return node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
     raise TypeError(f"no value can be inferred for a {node.op} node")
 
 
@@ -304,9 +308,13 @@ def remove_dead(gm: GraphModule) -> None:
     """
     constant = constant_nodes(gm)
     for node in reversed(gm.graph.nodes):
-        ours = target_name(node).startswith("fxquant.") or node.target is operator.getitem
+        ours = _is_ours(node) or node.target is operator.getitem
         if not node.users and (node in constant or ours) and not written_by(node):
             gm.graph.erase_node(node)
+
+
+def _is_ours(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "fxquant"
 
 
 def target_name(node: Node) -> str:

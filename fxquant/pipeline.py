@@ -73,7 +73,7 @@ def quantize_graph(
     verify.captured(gm)
     watch("capture", gm, None)
     policy = decide if config.asks_for_something or target.runs_default else _stay_float(target)
-    results = run_passes(gm, pipeline_for(config, policy, evaluate=evaluate), observe=watch)
+    results = run_passes(gm, pipeline_for(config, policy, evaluate=evaluate), observe=watch, runnable=evaluate)
     verify.quantized(gm)
     results["lower"] = select_kernels(gm, target)
     binding = bind(gm, captured)

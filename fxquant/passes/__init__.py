@@ -34,8 +34,13 @@ def ignore(stage: str, gm: GraphModule, result: PassResult | None) -> None:
     """The observer that does nothing."""
 
 
-def run_passes(gm: GraphModule, passes: Iterable[Pass], *, observe: Observer = ignore) -> dict[str, PassResult]:
+def run_passes(
+    gm: GraphModule, passes: Iterable[Pass], *, observe: Observer = ignore, runnable: bool = True
+) -> dict[str, PassResult]:
     """Run the passes in order; the graph is linted after each and shown to `observe`.
+
+    `runnable`: the observer may run the graph. Without it the code is generated once, at the end: it takes longer than
+    most passes.
 
     Raises:
         PassFailed: a pass raised; names it and those that had run before it.
@@ -45,10 +50,12 @@ def run_passes(gm: GraphModule, passes: Iterable[Pass], *, observe: Observer = i
         try:
             results[step.name] = step.run(gm)
             gm.graph.lint()
-            gm.recompile()
+            if runnable:
+                gm.recompile()
         except FxQuantError:
             raise
         except Exception as error:
             raise PassFailed(step.name, tuple(results), error) from error
         observe(step.name, gm, results[step.name])
+    gm.recompile()
     return results

@@ -86,6 +86,10 @@ def run(chosen: argparse.Namespace, console: Console) -> None:
     console.print(view.result_table(settings, rows))
     if chosen.json is not None:
         chosen.json.write_text(view.as_json(settings, speeds, sizes, scores), encoding="utf-8")
+    if chosen.readme is not None:
+        document = chosen.readme.read_text(encoding="utf-8")
+        table = view.as_markdown(settings, rows)
+        chosen.readme.write_text(view.put_between(document, "results", table), encoding="utf-8")
     console.print(
         view.notes(settings, pairs, sizes, scores, time.perf_counter() - start), highlight=False, soft_wrap=True
     )

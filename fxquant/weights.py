@@ -19,7 +19,7 @@ from torch import Tensor
 from fxquant import cpu_kernels
 from fxquant.errors import NonFiniteWeight
 
-_SAMPLES, _WORD = 4, 8  # of each tensor that many bytes, as in fingerprint.cpp
+_SAMPLES, _WORD = 3, 8  # of each tensor that many bytes, as in fingerprint.cpp
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class Library:
     _handle: ctypes.CDLL = field(repr=False, compare=False)
 
     def fingerprint(self, pointers: Any, nbytes: Any, n: int, each: Any = None) -> int:
-        """One hash over four 8-byte samples of each of n buffers; a buffer shorter than 8 bytes counts whole.
+        """One hash over three 8-byte samples of each of n buffers; a buffer shorter than 8 bytes counts whole.
 
         pointers (c_void_p * n), nbytes (c_int64 * n); each (c_uint64 * n) or None gets the hash of every buffer. The
         arrays are made once by the caller: a call then costs the reads, about 0.1 us a buffer.

@@ -19,7 +19,7 @@ from fxquant.graphs import CapturedGraph
 from fxquant.lowering import to_eager, to_inductor
 from fxquant.passes import ignore
 from fxquant.pipeline import Decide, Lowered, quantize_graph
-from fxquant.report import GraphReport
+from fxquant.report import GraphReport, ModelReport
 from fxquant.runner import Deciding, GraphRunner, Names
 from fxquant.spec import QuantConfig
 from fxquant.target import Target
@@ -86,7 +86,7 @@ class QuantizingBackend:
 
     def _lower(self, captured: CapturedGraph, decide: Decide) -> tuple[Lowered, Callable[..., Any]]:
         kernels = cpu_kernels.load()
-        dumper = Dumper(self.config.dump) if self.config.dump else None
+        dumper = Dumper(self.config.dump, self._summary) if self.config.dump else None
         lowered = quantize_graph(
             captured,
             self.config,
@@ -99,10 +99,14 @@ class QuantizingBackend:
         if dumper:
             dumper.finish(lowered.report)
             self._dumpers[lowered.report.name] = dumper
-        logger.info("%s", lowered.report)
+        logger.info("%s", self._summary(lowered.report))
         if self.config.executor == "eager" or kernels is None:
             return lowered, to_eager(lowered.gm)
         return lowered, to_inductor(lowered.gm, self.config.mode)
+
+    def _summary(self, report: GraphReport) -> GraphReport | ModelReport:
+        """What a user reads of one graph; without the model in hand it says that graphs are all that was seen."""
+        return report if self.names else ModelReport.of_graphs([report])
 
     def _measure(
         self, captured: CapturedGraph, args: Sequence[Any], lowered: Lowered, lowered_args: Sequence[Any]

@@ -126,16 +126,6 @@ class GradientsNeedTraining(FxQuantError, RuntimeError):
         )
 
 
-class StaleWeight(FxQuantError, RuntimeError):
-    """A weight changed after it was quantized, and cannot be quantized again."""
-
-    def __init__(self, path: str, change: str) -> None:
-        super().__init__(
-            f"weight {path!r} is stale: {change} after it was quantized, and its codes cannot be made again. "
-            "Compile or quantize the model again after changing its weights."
-        )
-
-
 class NonFiniteWeight(FxQuantError, ValueError):
     """A weight that holds NaN or infinity."""
 

@@ -312,3 +312,13 @@ with warnings.catch_warnings(record=True) as caught, torch.no_grad():
 """
     done = run_python(code, CXX="/nonexistent", FXQUANT_CACHE_DIR=str(tmp_path / "empty"))
     assert done.returncode == 0, done.stderr
+
+
+def test_the_bare_door_says_that_it_sees_graphs_only(tmp_path: Path) -> None:
+    model, x = nn.Linear(8, 8).eval().requires_grad_(False), torch.randn(2, 8)
+    torch.compile(model, backend="fxquant", options={"executor": "eager", "dump": str(tmp_path / "bare")})(x)
+    fxquant.compile(model, executor="eager", dump=tmp_path / "known")(x)
+    bare, known = ((tmp_path / door / "graph_000" / "00-summary.txt").read_text() for door in ("bare", "known"))
+    assert "sees graphs only" in bare
+    assert "fxquant.compile" in bare
+    assert "sees graphs only" not in known

@@ -20,7 +20,6 @@ from fxquant.errors import (
     PathRulesNeedModel,
     PatternMatchesNothing,
     ShapeMismatch,
-    StaleWeight,
     UnknownFormat,
     UnknownOption,
     UnknownPreset,
@@ -75,12 +74,6 @@ CASES = [
         RuntimeError,
         "graph_000, input x: a gradient was asked for, but this is inference only. Run it under torch.no_grad() or "
         "detach its input; quantized layers cannot be trained in this version.",
-    ),
-    (
-        StaleWeight("a.weight", "its data pointer changed"),
-        RuntimeError,
-        "weight 'a.weight' is stale: its data pointer changed after it was quantized, and its codes cannot be made "
-        "again. Compile or quantize the model again after changing its weights.",
     ),
     (
         NonFiniteWeight("a.weight", 1, (3, 4)),

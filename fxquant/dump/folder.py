@@ -6,7 +6,7 @@ import difflib
 import itertools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -29,7 +29,9 @@ class Dumper:
     raises `DumpFailed` if something cannot be written.
     """
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
+    def __init__(self, directory: str | os.PathLike[str], summarize: Callable[[GraphReport], object] = str) -> None:
+        """`summarize` makes the text of the summary from the report."""
+        self._summarize = summarize
         self.directory = Path(directory)
         self.folder: Path | None = None
         self._stages: list[str] = []
@@ -69,7 +71,7 @@ class Dumper:
 
     def _write_report(self, report: GraphReport) -> None:
         self._write("report.json", json.dumps(report.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-        self._write("00-summary.txt", f"{report}\n")
+        self._write("00-summary.txt", f"{self._summarize(report)}\n")
 
     def _write(self, name: str, content: str) -> None:
         assert self.folder is not None

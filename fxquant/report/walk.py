@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,13 +40,6 @@ def is_left(node: Node) -> bool:
     is_call = node.op in ("call_function", "call_method", "call_module")
     # Nodes that a pass made carry the reason of the site that they were made for.
     return is_call and not is_site(node) and bool(note.reason) and note.spec is None and not note.made_by
-
-
-def reported_nodes(gm: GraphModule) -> Iterator[Node]:
-    """Every node that gets a row, in graph order."""
-    for node in gm.graph.nodes:
-        if is_site(node) or is_left(node):
-            yield node
 
 
 def op_of(node: Node) -> str:

@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # One compile worker: a pool of processes costs memory and start-up, and tests compile small graphs.
 TEST_ENV := TORCHINDUCTOR_COMPILE_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup demo test test-slow bench lint format clean
+.PHONY: help setup demo test test-slow bench accuracy lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -40,6 +40,9 @@ test-slow: $(STAMP)  ## the tests that take longer
 
 bench: $(STAMP)  ## measure against float and oneDNN on this machine
 	$(BIN)/python -m benchmarks $(ARGS)
+
+accuracy: $(STAMP)  ## three trained models in every preset; renews docs/accuracy.md and its plot
+	$(BIN)/python -m benchmarks.accuracy --write docs $(ARGS)
 
 clean:  ## remove .venv and what tools leave behind
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache fxquant-dump

@@ -13,7 +13,7 @@ import time
 from benchmarks.harness import RESULTS
 
 # The one with the most demands first.
-SCRIPTS = ("linear_inductor", "linear_kernels", "models", "compile_time", "stale_check")
+SCRIPTS = ("linear_inductor", "linear_formats", "linear_kernels", "models", "compile_time", "stale_check", "algorithms")
 
 
 def options_of(name: str, quick: bool) -> list[str]:

@@ -19,7 +19,7 @@ from fxquant.graphs import CapturedGraph
 from fxquant.lowering import to_eager, to_inductor
 from fxquant.passes import ignore
 from fxquant.pipeline import Decide, Lowered, quantize_graph
-from fxquant.report import GraphReport, ModelReport
+from fxquant.report import GraphReport, ModelReport, SiteSqnr
 from fxquant.runner import Deciding, GraphRunner, Names
 from fxquant.spec import QuantConfig
 from fxquant.target import Target
@@ -110,7 +110,7 @@ class QuantizingBackend:
 
     def _measure(
         self, captured: CapturedGraph, args: Sequence[Any], lowered: Lowered, lowered_args: Sequence[Any]
-    ) -> dict[str, float]:
+    ) -> dict[str, SiteSqnr]:
         sqnr = measure_sqnr(captured.gm, lowered.gm, args, lowered_args)
         if dumper := self._dumpers.get(lowered.report.name):
             dumper.measured(sqnr)

@@ -1,9 +1,10 @@
 """What Dynamo never shows us, quantized all the same.
 
-`fxquant.compile` runs a shadow of the user's model: each linear has a twin that shares its ``__dict__`` and asks where
-it runs. Under Dynamo it is the plain float product, which the backend quantizes in the graph; in eager (a disabled
-module, a frame that Dynamo gave up) it is the same quantized op, from the very first call. Modules with linears below
-them have a twin whose children are twins; all others are the user's own. The user's modules are never touched.
+`fxquant.compile` runs a shadow of the user's model: each linear, convolution and embedding has a twin that shares its
+``__dict__`` and asks where it runs. Under Dynamo it is the plain float product, which the backend quantizes in the
+graph; in eager (a disabled module, a frame that Dynamo gave up) it is the same quantized op, from the very first call.
+Modules with such products below them have a twin whose children are twins; all others are the user's own. The user's
+modules are never touched.
 """
 
 from __future__ import annotations
@@ -18,112 +19,59 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule
-from torch.nn.modules.lazy import LazyModuleMixin
 
-from fxquant import cpu_kernels
-from fxquant.annotation import Note, write_note
+from fxquant.eager import PRODUCT_MODULES, EagerProduct, join, product_module
 from fxquant.gradients import InferenceOnly
-from fxquant.graphs import VALUE_KEY, CapturedGraph, CapturedWeight
-from fxquant.lowering import to_eager
-from fxquant.pipeline import quantize_graph
 from fxquant.report import Site
-from fxquant.runner import Deciding, GraphRunner
 from fxquant.spec import QuantConfig
-from fxquant.target import Target
 from fxquant.weights import WeightStore
 
-_LINEAR = torch.ops.aten.linear.default
 
+class ShadowProduct(nn.Module):
+    """A product module of the shadow tree: the plain product for Dynamo, the quantized op in eager.
 
-class EagerLinear:
-    """One linear outside any graph: the pipeline over a graph of one product, run by the eager executor.
-
-    It is the same pipeline and the same weight store, so the numbers and the packed weights are those of the graphs.
-    """
-
-    def __init__(self, paths: tuple[str, ...], config: QuantConfig, store: WeightStore, watch: InferenceOnly) -> None:
-        self._paths = paths
-        self._config = config
-        self._store = store
-        self._watch = watch
-        self._runners: dict[Any, GraphRunner] = {}
-
-    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        args = (x, weight) if bias is None else (x, weight, bias)
-        if torch.is_grad_enabled():
-            self._watch.check(self._paths[0] or "a linear in eager", args)
-        # What Dynamo would guard on.
-        key = (x.dtype, torch.is_autocast_enabled(x.device.type), *((t.dtype, t.shape, t.stride()) for t in args[1:]))
-        runner = self._runners.get(key)
-        if runner is None:
-            runner = self._runners[key] = self._make_runner(args)
-        return runner(*args)
-
-    @property
-    def site(self) -> Site | None:
-        """The report's row for this linear; None if it has not run."""
-        for runner in self._runners.values():
-            for report in runner.reports:
-                return report.sites[0]
-        return None
-
-    def _make_runner(self, args: tuple[Tensor, ...]) -> GraphRunner:
-        captured = _graph_of_one_linear(self._paths, *args)
-
-        def lower(captured: CapturedGraph, decide: Any) -> Any:
-            cpu_kernels.load()
-            target = Target.of_this_machine(args[1].device)
-            name = self._paths[0] or "linear"
-            lowered = quantize_graph(captured, self._config, decide, target=target, name=name, evaluate=False)
-            return lowered, to_eager(lowered.gm)
-
-        runner = GraphRunner(captured, Deciding(self._config, lambda: {}), lower, self._store)
-        runner.prepare(args)
-        return runner
-
-
-def _graph_of_one_linear(paths: tuple[str, ...], x: Tensor, *parameters: Tensor) -> CapturedGraph:
-    graph = Graph()
-    attributes: dict[str, Any] = dict(zip(("weight", "bias"), parameters, strict=False))
-    mode = torch._subclasses.FakeTensorMode()
-    x_node = graph.placeholder("x")
-    x_node.meta[VALUE_KEY] = mode.from_tensor(x.detach())
-    operands = [x_node]
-    for name, tensor in attributes.items():
-        node = graph.create_node("get_attr", name)
-        node.meta[VALUE_KEY] = mode.from_tensor(tensor.detach())
-        operands.append(node)
-    product = graph.call_function(_LINEAR, tuple(operands))
-    with mode, torch.no_grad():
-        product.meta[VALUE_KEY] = _LINEAR(*(n.meta[VALUE_KEY] for n in operands))
-    write_note(product, Note(paths=paths))
-    graph.output(product)
-    weights = tuple(
-        CapturedWeight(name, tuple(_join(path, name) for path in paths), position, isinstance(tensor, nn.Parameter))
-        for position, (name, tensor) in enumerate(attributes.items(), start=1)
-    )
-    return CapturedGraph(GraphModule(dict(attributes), graph), (0,), weights, 1 + len(weights))
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
-
-
-class ShadowLinear(nn.Linear):
-    """A linear of the shadow tree: the plain product for Dynamo, the quantized op in eager.
-
-    Its ``__dict__`` is that of the user's linear; what is its own are slots.
+    Its ``__dict__`` is that of the user's module; what is its own are slots.
     """
 
     __slots__ = ("_fxquant_eager", "_fxquant_reason")
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.compiler.is_dynamo_compiling():  # is_compiling() is also true while another thread compiles
-            return nn.functional.linear(input, self.weight, self.bias)
+            return super().forward(input)
         if not self._fxquant_reason:
             self._fxquant_reason = _why_in_eager()
-        return self._fxquant_eager(input, self.weight, self.bias)
+        return self._fxquant_eager(self, input)
+
+
+class ShadowLinear(ShadowProduct, nn.Linear):
+    __slots__ = ()
+
+
+class ShadowConv1d(ShadowProduct, nn.Conv1d):
+    __slots__ = ()
+
+
+class ShadowConv2d(ShadowProduct, nn.Conv2d):
+    __slots__ = ()
+
+
+class ShadowConv3d(ShadowProduct, nn.Conv3d):
+    __slots__ = ()
+
+
+class ShadowEmbedding(ShadowProduct, nn.Embedding):
+    __slots__ = ()
+
+
+# Made once: Dynamo guards on the class. Subclasses of the user's get a shadow class of their own.
+_SHADOWS: dict[type, type] = {
+    nn.Linear: ShadowLinear,
+    nn.Conv1d: ShadowConv1d,
+    nn.Conv2d: ShadowConv2d,
+    nn.Conv3d: ShadowConv3d,
+    nn.Embedding: ShadowEmbedding,
+}
+_BASES = tuple(known.base for known in PRODUCT_MODULES)
 
 
 def _why_in_eager() -> str:
@@ -140,17 +88,6 @@ def _why_in_eager() -> str:
         frame = frame.f_back
     why = "torch.compiler.disable" if disabled else "a frame that Dynamo did not trace (graph break or skipped code)"
     return f"never seen by Dynamo: {why} at {place}; ran in eager on the quantized op"
-
-
-def _is_plain_linear(module: nn.Module) -> bool:
-    """True for a linear that computes what nn.Linear does, from a parameter of its own."""
-    return (
-        isinstance(module, nn.Linear)
-        and not isinstance(module, LazyModuleMixin)  # its first call makes it a linear
-        and type(module).forward is nn.Linear.forward
-        and "forward" not in module.__dict__
-        and module._parameters.get("weight") is not None
-    )
 
 
 _OWN = frozenset({"_modules", "_is_torch_compile"})  # the children; torch.compile's mark on what it compiles
@@ -193,7 +130,7 @@ class Shadow:
         self._store = store
         self._watch = watch or InferenceOnly()
         self._twins: dict[int, tuple[nn.Module, nn.Module]] = {}  # by the original's id, which the original keeps alive
-        self._linear_kinds: dict[type, type] = {nn.Linear: ShadowLinear}
+        self._shadow_kinds = dict(_SHADOWS)
         self._mirror()
 
     @property
@@ -222,20 +159,20 @@ class Shadow:
         return list(map(len, self._children)), list(chain.from_iterable(map(dict.values, self._children)))
 
     def fallbacks(self, seen: Set[str]) -> list[Site]:
-        """The report's rows for the linears that ran in eager; `seen` are the parameters that graphs report on.
+        """The report's rows for the products that ran in eager; `seen` are the parameters that graphs report on.
 
-        A linear with a forward of its own is left alone in eager; it has a row if no graph has seen it.
+        One with a forward of its own is left alone in eager; it has a row if no graph has seen it.
         """
         rows = []
         for path, module in self._model.named_modules():
             _, twin = self._twins.get(id(module), (module, module))
-            if isinstance(twin, ShadowLinear):
+            if isinstance(twin, ShadowProduct):
                 if site := twin._fxquant_eager.site:
                     status = "fallback" if site.is_quantized else site.status
                     rows.append(replace(site, status=status, reason=twin._fxquant_reason, source=""))
-            elif isinstance(module, nn.Linear):
+            elif isinstance(module, _BASES):
                 # A parametrized weight has other parameters.
-                weights = tuple(_join(path, name) for name, p in module.named_parameters() if p.dim() >= 2)
+                weights = tuple(join(path, name) for name, p in module.named_parameters() if p.dim() >= 2)
                 if weights and seen.isdisjoint(weights):
                     own = f"{type(module).__name__} has a forward of its own, which is left as it is"
                     reason = f"never seen by Dynamo: {own}"
@@ -249,7 +186,7 @@ class Shadow:
             paths[id(module)] = (*paths.get(id(module), ()), path)
         twins = ((m, self._twin_of(m, paths[id(m)])) for m in self._model.modules())
         self._twins = {id(m): (m, twin) for m, twin in twins if twin is not None}  # an empty Sequential is false
-        containers = [(m, twin) for m, twin in self._twins.values() if not isinstance(twin, ShadowLinear)]
+        containers = [(m, twin) for m, twin in self._twins.values() if not isinstance(twin, ShadowProduct)]
         self._originals, self._copies = [m for m, _ in containers], [twin for _, twin in containers]
         self._children = [m._modules for m in self._originals]
         self._known_children = self._read_children()
@@ -259,27 +196,26 @@ class Shadow:
         self._look_at_fields()
 
     def _twin_of(self, module: nn.Module, paths: tuple[str, ...]) -> nn.Module | None:
-        """The module's twin, made if it has none yet; None for one with no linears below it."""
+        """The module's twin, made if it has none yet; None for one with no products below it."""
         if known := self._twins.get(id(module)):
             return known[1]
-        if _is_plain_linear(module):
-            kind = self._shadow_kind(type(module))
-            twin = object.__new__(kind)
+        if kind := product_module(module):
+            twin = object.__new__(self._shadow_kind(type(module)))
             twin.__dict__ = module.__dict__
             twin._fxquant_reason = ""
-            twin._fxquant_eager = EagerLinear(paths, self._config, self._store, self._watch)
+            twin._fxquant_eager = EagerProduct(kind, paths, self._config, self._store, self._watch)
             return twin
         scripted = isinstance(module, torch.jit.ScriptModule)  # compiled by TorchScript: nothing of it can be seen
-        if module is not self._model and (scripted or not any(map(_is_plain_linear, module.modules()))):
+        if module is not self._model and (scripted or not any(map(product_module, module.modules()))):
             return None
         twin = object.__new__(type(module))
         twin.__dict__.update(module.__dict__)
         return twin
 
     def _shadow_kind(self, kind: type) -> Any:
-        if kind not in self._linear_kinds:
-            self._linear_kinds[kind] = type(f"Shadow{kind.__name__}", (ShadowLinear, kind), {"__slots__": ()})
-        return self._linear_kinds[kind]
+        if kind not in self._shadow_kinds:
+            self._shadow_kinds[kind] = type(f"Shadow{kind.__name__}", (ShadowProduct, kind), {"__slots__": ()})
+        return self._shadow_kinds[kind]
 
 
 def tensor_names(model: nn.Module) -> dict[int, tuple[str, ...]]:

@@ -223,6 +223,9 @@ def entered(region: Region) -> Iterator[None]:
 _IMPURE = re.compile(r"rand|dropout|bernoulli|empty|multinomial|poisson|^normal$")
 _IN_PLACE = re.compile(r"[a-z0-9]_$|^(setitem|iadd|isub|imul|itruediv|ifloordiv|imod|ipow|iand|ior|ixor|i[lr]shift)$")
 
+# With max_norm they shorten the rows that they look up.
+_RENORMING = (torch.nn.functional.embedding, torch.nn.functional.embedding_bag)
+
 
 def constant_nodes(gm: GraphModule) -> set[Node]:
     """Nodes whose value depends on parameters and buffers only; unless written to, folding may compute it ahead."""
@@ -244,12 +247,18 @@ def written_by(node: Node) -> list[Node]:
     written = [node.kwargs.get("out")]
     if _IN_PLACE.search(target_name(node)) or _says_inplace(node):
         written += node.args[:1]
+    if node.target in _RENORMING and _argument(node, 3, "max_norm") is not None:
+        written.append(_argument(node, 1, "weight"))
     for index, argument in enumerate(_schema_arguments(node.target)):
         if argument.alias_info is not None and argument.alias_info.is_write:
-            written.append(node.args[index] if index < len(node.args) else node.kwargs.get(argument.name))
+            written.append(_argument(node, index, argument.name))
     found: dict[Node, None] = {}
     map_arg(written, lambda n: found.setdefault(n))
     return list(found)
+
+
+def _argument(node: Node, place: int, name: str) -> Any:
+    return node.args[place] if place < len(node.args) else node.kwargs.get(name)
 
 
 def _says_inplace(node: Node) -> bool:

@@ -23,12 +23,14 @@ from fxquant.passes import (
     ignore,
     run_passes,
 )
+from fxquant.products import Kind
 from fxquant.report import GraphReport
 from fxquant.report.snapshot import snapshot
 from fxquant.spec import Decision, QuantConfig
 from fxquant.target import Target
 
-Decide = Callable[[tuple[str, ...]], Decision]
+# What a product of that kind gets, by its module paths.
+Decide = Callable[[tuple[str, ...], Kind], Decision]
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def quantize_graph(
 def _stay_float(target: Target) -> Decide:
     """The decision where nobody asked for a format and the default has no kernel: quantized would only be slower."""
     reason = f"the default, int8dq, would be slower than float: no fast int8 kernel on {target.device}; name a preset"
-    return lambda paths: Decision(None, reason)
+    return lambda paths, kind: Decision(None, reason)
 
 
 class _Stopwatch:

@@ -22,16 +22,17 @@ from fxquant.annotation import amend_note, note_of
 from fxquant.errors import PathRulesNeedModel
 from fxquant.graphs import CapturedGraph, constant_inputs
 from fxquant.lowering import Original, Packed
-from fxquant.pipeline import Lowered
-from fxquant.report import GraphReport
+from fxquant.pipeline import Decide, Lowered
+from fxquant.products import Kind, bias_of, products, weight_of
+from fxquant.report import GraphReport, SiteSqnr
 from fxquant.spec import Decision, LinearSpec, QuantConfig
 from fxquant.weights import Entry, Stamp, WeightStore
 
 _NOTHING = contextlib.nullcontext()
 
 Names = Mapping[int, tuple[str, ...]]
-Measure = Callable[[CapturedGraph, Sequence[Any], Lowered, Sequence[Any]], dict[str, float]]
-Lower = Callable[[CapturedGraph, Callable[[tuple[str, ...]], Decision]], tuple[Lowered, Callable[..., Any]]]
+Measure = Callable[[CapturedGraph, Sequence[Any], Lowered, Sequence[Any]], dict[str, SiteSqnr]]
+Lower = Callable[[CapturedGraph, Decide], tuple[Lowered, Callable[..., Any]]]
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,11 @@ class Deciding:
     config: QuantConfig
     names: Callable[[], Names] | None = None
 
-    def __call__(self, paths: tuple[str, ...]) -> Decision:
+    def __call__(self, paths: tuple[str, ...], kind: Kind) -> Decision:
         """The decision for a site; of several paths (a shared module) the first one that a rule singles out counts."""
-        decisions = [self.config.spec_for(path) for path in paths or ("",)]
-        return next((d for d in decisions if d.spec != self.config.default_spec), decisions[0])
+        decisions = [self.config.spec_for(path, kind) for path in paths or ("",)]
+        default = self.config.default_for(kind).spec
+        return next((d for d in decisions if d.spec != default), decisions[0])
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class GraphRunner:
         self._lock = threading.RLock()
         self._has_bound = False
         self._measure: Measure | None = None
-        self._sqnr: tuple[Lowering | None, dict[str, float]] = (None, {})
+        self._sqnr: tuple[Lowering | None, dict[str, SiteSqnr]] = (None, {})
         self._positions = _site_weight_positions(captured)
         self._take_weights = _taker(self._positions)
 
@@ -182,7 +184,7 @@ class GraphRunner:
         captured = self._captured.copy()
         if self._lowerings:
             captured = self._renamed(captured, names)
-        specs = tuple(self._deciding(note_of(n).paths).spec for n in _sites(captured))
+        specs = tuple(self._deciding(note_of(node).paths, form.kind).spec for node, form in products(captured.gm))
         if specs not in self._lowerings:
             self._lowerings[specs] = Lowering(*self._lower(captured, self._deciding), names)
         return self._lowerings[specs]
@@ -219,19 +221,11 @@ def _drop_set(runner: weakref.ref[GraphRunner], key: bytes) -> None:
         living._sets.pop(key, None)
 
 
-def _sites(captured: CapturedGraph) -> list[Any]:
-    return list(captured.gm.graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default))
-
-
 def _site_weight_positions(captured: CapturedGraph) -> list[int]:
     """Positions of the parameters that products are computed from: biases too, since joined biases are folded."""
-    operands = [n for site in _sites(captured) for n in site.all_input_nodes if n not in _activations(site)]
+    operands = [n for site, _ in products(captured.gm) for n in (weight_of(site), bias_of(site)) if n is not None]
     names = {str(n.target) for n in constant_inputs(operands)} if operands else set()
     return [w.position for w in captured.weights if w.name in names]
-
-
-def _activations(site: Any) -> tuple[Any, ...]:
-    return site.args[:1]
 
 
 def _parent(path: str) -> str:

@@ -18,14 +18,14 @@ class Target:
 
     device           'cpu' or 'cuda'.
     avx2, avx512, vnni  instruction sets of the CPU; vnni means AVX512-VNNI, on 512 bit registers.
-    has_int8_kernel  a compiled kernel is registered for fxquant's int8 linear on this device.
+    has_kernels  compiled kernels are registered for fxquant's ops on this device.
     """
 
     device: Device
     avx2: bool = False
     avx512: bool = False
     vnni: bool = False
-    has_int8_kernel: bool = False
+    has_kernels: bool = False
 
     @property
     def runs_default(self) -> bool:
@@ -35,8 +35,8 @@ class Target:
         slower than float. A CPU without a compiler runs it by reference, with a warning.
         """
         if self.device != "cpu":
-            return self.has_int8_kernel
-        return self.avx2 or not self.has_int8_kernel
+            return self.has_kernels
+        return self.avx2 or not self.has_kernels
 
     @staticmethod
     def of_this_machine(device: str | torch.device = "cpu") -> Target:
@@ -50,15 +50,15 @@ class Target:
                     avx2=bool(able.get("avx2")),
                     avx512=bool(able.get("avx512_f")),
                     vnni=bool(able.get("avx512_vnni")),
-                    has_int8_kernel=_has_int8_kernel("CPU"),
+                    has_kernels=_has_kernels("CPU"),
                 )
             case "cuda":
-                return Target("cuda", has_int8_kernel=_has_int8_kernel("CUDA"))
+                return Target("cuda", has_kernels=_has_kernels("CUDA"))
             case _:
                 raise InvalidOption("device", kind, "it takes 'cpu' or 'cuda'")
 
 
-def _has_int8_kernel(dispatch_key: str) -> bool:
+def _has_kernels(dispatch_key: str) -> bool:
     # The dispatcher raises for an op that nobody has declared yet; asked through the list of names it just says no.
     name = "fxquant::int8_linear_dynamic"
     return name in torch._C._dispatch_get_all_op_names() and torch._C._dispatch_has_kernel_for_dispatch_key(

@@ -12,21 +12,25 @@ from typing import Any
 import torch
 from torch._ops import HigherOrderOperator
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 
 from fxquant.annotation import note_of
 from fxquant.errors import UnloweredSite, VerificationFailed
 from fxquant.graphs import VALUE_KEY, constant_inputs, constant_nodes, target_name, value_of
+from fxquant.products import CANONICAL, TWO_ACTIVATIONS, activation_of, form_of, products, weight_of
 from fxquant.spec import TensorSpec
 
-CANONICAL = "aten.linear"
 QUANTIZE_WEIGHT = "fxquant.quantize_weight"
 DEQUANTIZE = "fxquant.dequantize"
 
-_CONVOLUTION = "a convolution: not quantized by this version"
-_EMBEDDING = "an embedding table is looked up, not multiplied: it stays float"
+_CONVOLUTION = "this form of convolution is not quantized by this version"
+_TRANSPOSED = "a transposed convolution: not quantized by this version"
+_EMBEDDING = "this form of embedding is not quantized by this version"
+_BAG = "an embedding bag adds up the rows that it looks up: not quantized by this version"
 _RECURRENT = "a recurrent layer: not quantized by this version"
 _BATCHED = "a batched product: not quantized by this version"
 _ATTENTION = "an attention node that could not be taken apart"
+_OF_ACTIVATIONS = ("scaled_dot_product_attention",)  # a constant among its operands is a mask, no weight
 _OTHER = "this form of product is not quantized by this version"
 
 # Every op that multiplies with a weight (or reads one), by its name without namespace: why it stays float if it
@@ -38,11 +42,13 @@ PRODUCTS: dict[str, str] = {
     **dict.fromkeys(("addmm_", "addbmm_", "baddbmm_"), "an in-place product: not quantized by this version"),
     **dict.fromkeys(("bmm", "baddbmm", "addbmm", "_grouped_mm", "grouped_mm", "_scaled_grouped_mm"), _BATCHED),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution", "_convolution", "conv_tbc"), _CONVOLUTION),
-    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _CONVOLUTION),
-    **dict.fromkeys(("embedding", "embedding_bag", "_embedding_bag"), _EMBEDDING),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _TRANSPOSED),
+    "embedding": _EMBEDDING,
+    **dict.fromkeys(("embedding_bag", "_embedding_bag"), _BAG),
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell"), _RECURRENT),
     **dict.fromkeys(("multi_head_attention_forward", "_native_multi_head_attention"), _ATTENTION),
     "_transformer_encoder_layer_fwd": _ATTENTION,
+    **dict.fromkeys(_OF_ACTIVATIONS, TWO_ACTIVATIONS),
 }
 _KNOWN_NAMESPACES = ("aten", "prims", "fxquant")
 _VIEWS = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze", "contiguous", "alias")
@@ -54,7 +60,7 @@ def captured(gm: GraphModule) -> None:
     constant = constant_nodes(gm)
     for node in gm.graph.nodes:
         if multiplies_weight(node, constant) and not is_canonical(node, constant) and not note_of(node).reason:
-            claim = f"{target_name(node)} multiplies with a weight, is not {CANONICAL}, and has no reason"
+            claim = f"{target_name(node)} reads a weight, is none of {', '.join(CANONICAL)}, and has no reason"
             raise VerificationFailed("captured", node.name, claim)
 
 
@@ -62,10 +68,11 @@ def quantized(gm: GraphModule) -> None:
     """Check that each annotated product reads codes of the annotated spec, through `fxquant.dequantize`."""
     _common(gm, "quantized")
     for node in _sites(gm):
-        spec = note_of(node).spec
+        spec, x = note_of(node).spec, activation_of(node)
         assert spec is not None
-        for side, index, wanted in (("activation", 0, spec.activations), ("weight", 1, spec.weights)):
-            if wanted is not None and (why := _why_not_behind_codes(node.args[index], wanted)):
+        sides = [("activation", x, spec.activations)] if x is not None else []
+        for side, operand, wanted in (*sides, ("weight", weight_of(node), spec.weights)):
+            if wanted is not None and (why := _why_not_behind_codes(operand, wanted)):
                 raise VerificationFailed("quantized", node.name, f"its {side} should be {wanted}, but {why}")
 
 
@@ -107,23 +114,37 @@ def opaque_word(node: Node) -> str:
 def multiplies_weight(node: Node, constant: set[Node]) -> bool:
     """Whether the node brings an activation and a constant of two or more dimensions together in a product.
 
-    What a custom op or a graph of its own (`torch.cond`) does with them is not known, and counts as a product.
+    What a custom op or a graph of its own (`torch.cond`) does with them is not known, and counts as a product. So does
+    an embedding of constant indices: its table is what counts.
     """
-    if not product_word(node) and not opaque_word(node):
+    word = product_word(node)
+    if word in _OF_ACTIVATIONS or (not word and not opaque_word(node)):
         return False
     weights = [n for n in node.all_input_nodes if n in constant]
     rank = max((v.dim() for n in weights if isinstance(v := value_of(n), torch.Tensor)), default=0)
-    return rank >= 2 and len(weights) < len(node.all_input_nodes)
+    return rank >= 2 and (word == "embedding" or len(weights) < len(node.all_input_nodes))
+
+
+def multiplies_activations(node: Node, constant: set[Node]) -> bool:
+    """Whether the node is a product of two values that the call brings: attention's, say."""
+    word = product_word(node)
+    if not word or word.removeprefix("_").startswith("embedding") or multiplies_weight(node, constant):
+        return False
+    operands: list[Node] = []
+    map_arg((node.args, node.kwargs), operands.append)  # one may be there twice
+    return sum(isinstance(value_of(n), torch.Tensor) and n not in constant for n in operands) > 1
 
 
 def is_canonical(node: Node, constant: set[Node]) -> bool:
-    """Whether the node is `aten.linear.default(x, w[, b])` with a constant, two-dimensional `w`."""
-    if node.target is not torch.ops.aten.linear.default or node.kwargs or len(node.args) not in (2, 3):
+    """Whether the node is one of the three products (see `fxquant.products`) with a constant weight of its rank."""
+    form = form_of(node)
+    if form is None:
         return False
-    x, weight, *_ = node.args
-    if not (isinstance(x, Node) and isinstance(weight, Node)):
+    weight = weight_of(node)
+    rank = value_of(weight).dim()
+    if form.kind == "conv" and len(node.args[3]) != rank - 2:  # pyright: ignore[reportArgumentType]
         return False
-    return x not in constant and weight in constant and value_of(weight).dim() == 2
+    return weight in constant and activation_of(node) not in constant and rank in form.ranks
 
 
 def _common(gm: GraphModule, stage: str) -> None:
@@ -162,9 +183,9 @@ def _why_not_behind_codes(operand: Any, wanted: TensorSpec) -> str:
 
 
 def _sites(gm: GraphModule) -> Iterator[Node]:
-    """Products in reference form that are annotated with a spec."""
-    for node in _calls(gm):
-        if target_name(node) == CANONICAL and note_of(node).spec is not None:
+    """Products in reference form that are annotated with a spec: no kernel runs them, or makes their weight."""
+    for node, _ in products(gm):
+        if note_of(node).spec is not None and not note_of(node).kernel:
             yield node
 
 

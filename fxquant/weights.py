@@ -50,9 +50,12 @@ class Recipe:
             return tuple(t.detach() for t in self.pack(tensors))
 
 
+_SCALES = (torch.float32, torch.bfloat16, torch.float8_e8m0fnu)  # float8_e4m3fn scales stand under a float32 one
+
+
 def _is_finite(tensor: Tensor) -> bool:
-    """Of a scale; codes say nothing (and torch can't ask float8)."""
-    return tensor.dtype is not torch.float32 or bool(torch.isfinite(tensor).all())
+    """Of a scale; codes say nothing."""
+    return tensor.dtype not in _SCALES or bool(torch.isfinite(tensor.float()).all())
 
 
 def _non_finite(where: Sequence[str], parameters: Sequence[Tensor]) -> NonFiniteWeight:

@@ -21,7 +21,7 @@ QUANTIZE = torch.ops.fxquant.quantize_dynamic.default
 KERNEL = torch.ops.fxquant.int8_linear_dynamic.default
 LINEAR = aten.linear.default
 QKV = ("layers.0.attn.q_proj", "layers.0.attn.k_proj", "layers.0.attn.v_proj")
-EMBEDDING = "an embedding table is looked up, not multiplied: it stays float"
+EMBEDDING = "embeddings stay float by default; give embeddings= or a rule"
 NO_KERNEL = "runs as dequantize + linear. int8_linear: the device has none"
 
 

@@ -12,6 +12,7 @@ from fxquant import verify
 from fxquant.annotation import note_of
 from fxquant.capture import from_dynamo
 from fxquant.graphs import CapturedGraph
+from fxquant.products import TWO_ACTIVATIONS
 
 
 def capture(model: Callable[..., Any], *inputs: Any, dynamic: bool = False) -> CapturedGraph:
@@ -80,8 +81,14 @@ def linears(captured: CapturedGraph) -> list[torch.fx.Node]:
 
 
 def reasons(captured: CapturedGraph) -> list[str]:
-    """The reasons that capture wrote on products that it left, in graph order."""
-    return [note_of(node).reason for node in captured.gm.graph.nodes if note_of(node).reason]
+    """The reasons that capture wrote on products with a weight that it left, in graph order."""
+    found = [note_of(node).reason for node in captured.gm.graph.nodes]
+    return [reason for reason in found if reason not in ("", TWO_ACTIVATIONS)]
+
+
+def of_activations(captured: CapturedGraph) -> list[str]:
+    """The names of the nodes that capture found to be products of two activations, in graph order."""
+    return [node.name for node in captured.gm.graph.nodes if note_of(node).reason == TWO_ACTIVATIONS]
 
 
 def assert_same(actual: Any, expected: Any, depth: int = 1) -> None:

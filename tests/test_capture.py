@@ -23,6 +23,7 @@ from tests.helpers import (
     linear_paths,
     linears,
     model_names,
+    of_activations,
     reasons,
     run_captured,
     through_capture,
@@ -153,8 +154,13 @@ LEFT = {
     "einsum that broadcasts": (lambda m, x: torch.einsum("bk,kn->bn", x[:, :1], m.w), "an einsum that broadcasts"),
     "einsum of three": (lambda m, x: torch.einsum("bk,kn,n->bn", x, m.w, m.bias), "an einsum of other than two"),
     "tensordot": (lambda m, x: torch.tensordot(x, m.w, 1), "this form of product"),
-    "conv": (lambda m, x: F.conv1d(x.t()[None], m.batch.permute(2, 1, 0)), "a convolution"),
-    "embedding": (lambda m, x: F.embedding(x[0].abs().long(), m.w), "an embedding table"),
+    "transposed conv": (lambda m, x: F.conv_transpose1d(x.t()[None], m.batch.permute(1, 2, 0)), "a transposed conv"),
+    "conv by the activation": (lambda m, x: F.conv1d(m.batch[:, :5], x[:, :5, None]), "the weight is computed from an"),
+    "embedding bag": (lambda m, x: F.embedding_bag(x[:1].abs().long(), m.w), "an embedding bag adds up the rows"),
+    "embedding with max_norm": (
+        lambda m, x: F.embedding(x[0].abs().long(), m.w, max_norm=9.0),
+        "the model writes to the weight",
+    ),
     "in place": (lambda m, x: torch.zeros_like(x[:, :1]).expand(-1, N).clone().addmm_(x, m.w), "an in-place product"),
     "written weight": (lambda m, x: m.w.mul_(1) is None or x @ m.w, "the model writes to the weight"),
     "inside vmap": (lambda m, x: torch.vmap(lambda row: row @ m.w)(x), "a product inside a function transform"),
@@ -188,11 +194,13 @@ def test_product_that_stays_has_a_reason(form: str) -> None:
     ],
     ids=["activations", "einsum", "attention", "parameters", "vector", "elementwise"],
 )
-def test_other_products_are_untouched(compute: Any) -> None:
+def test_other_products_are_untouched(compute: Any, request: pytest.FixtureRequest) -> None:
     model, x = Product(compute), activation(5, K)
     out, (captured,) = through_capture(model, x, fullgraph=True)
     assert not linears(captured)
     assert not reasons(captured)
+    two = request.node.callspec.id in ("activations", "einsum", "attention")
+    assert len(of_activations(captured)) == two  # named for the report, and left as they are
     with torch.no_grad():
         assert torch.equal(out, model(x))
 

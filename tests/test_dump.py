@@ -23,7 +23,7 @@ from fxquant.dump import Dumper, dot, measure_sqnr, sqnr, text
 from fxquant.dump.folder import write_atomically
 from fxquant.dump.printer import type_text
 from fxquant.errors import DumpFailed, FxQuantError
-from fxquant.report import GraphReport
+from fxquant.report import GraphReport, SiteSqnr
 from tests.handmade import DEQUANTIZE, INT8, LINEAR, Hand, aten, captured_model, lowered_model
 
 Golden = Callable[[str, str], None]
@@ -34,7 +34,7 @@ def test_text_of_a_captured_graph(golden: Golden) -> None:
 
 
 def test_text_of_a_lowered_graph(golden: Golden) -> None:
-    golden("lowered.txt", text(lowered_model(), "07-lower", {"int8_linear_dynamic": 41.27}))
+    golden("lowered.txt", text(lowered_model(), "07-lower", {"int8_linear_dynamic": SiteSqnr(41.27, 45.0)}))
 
 
 def test_text_is_the_same_for_the_same_graph_and_names_no_machine() -> None:
@@ -225,12 +225,13 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
 
 def test_measured_numbers_reach_the_last_stage_and_the_summary(tmp_path: Path) -> None:
     dumper, folder = _dump(tmp_path)
-    dumper.measured({"int8_linear_dynamic": 41.27, "linear": 12.5})
-    assert "kernel=int8_linear_dynamic, sqnr=41.3dB}" in (folder / "03-lower.txt").read_text()
+    dumper.measured({"int8_linear_dynamic": SiteSqnr(41.27, 45.0), "linear": SiteSqnr(12.5)})
+    assert "kernel=int8_linear_dynamic, sqnr=41.3dB, weight=45.0dB}" in (folder / "03-lower.txt").read_text()
     assert "sqnr" not in (folder / "01-capture.txt").read_text()
     assert "lowest sqnr\n  layers.0.o " in (folder / "00-summary.txt").read_text()
     sites = json.loads((folder / "report.json").read_text())["sites"]
     assert [site["sqnr"] for site in sites] == [None, 41.27, 12.5, None, None]
+    assert [site["weight_sqnr"] for site in sites] == [None, 45.0, None, None, None]
 
 
 def test_sqnr_in_decibel() -> None:
@@ -265,10 +266,10 @@ def test_sqnr_of_joined_siblings_is_over_their_concatenation() -> None:
     measured = measure_sqnr(captured, quantized, [x])
     exact = torch.cat([x @ weights["a"].T, x @ weights["b"].T], -1)
     # The outputs are float32 sums of eight products; 1e-3 dB is far above their rounding at this level of noise.
-    assert measured["linear"] == pytest.approx(sqnr(exact, x @ rounded["ab"].T), abs=1e-3)
+    assert measured["linear"].output == pytest.approx(sqnr(exact, x @ rounded["ab"].T), abs=1e-3)
     c = weights["c"]
     got = (x @ rounded["ab"].T).split(8, -1)
-    assert measured["linear_1"] == pytest.approx(
+    assert measured["linear_1"].output == pytest.approx(
         sqnr((exact[:, :8] + exact[:, 8:]) @ c.T, (got[0] + got[1]) @ c.T), abs=1e-3
     )
 
@@ -287,7 +288,7 @@ def test_sqnr_of_a_graph_that_takes_packed_weights() -> None:
     hand = Hand()
     x = hand.input("x", 4, 8)
     captured = hand.module(hand.call(LINEAR, x, hand.weight("w", 8, 8), note=Note(("lin",), INT8)))
-    codes, scale, _ = torch.ops.fxquant.quantize_weight(hand.tensors["w"], "int8/channel")
+    codes, scale, *_ = torch.ops.fxquant.quantize_weight(hand.tensors["w"], "int8/channel")
     low = Hand()
     x = low.input("x", 4, 8)
     packed, factors = low.input("codes", 8, 8, dtype=torch.int8), low.input("scale", 8, 1)
@@ -297,7 +298,10 @@ def test_sqnr_of_a_graph_that_takes_packed_weights() -> None:
     measured = measure_sqnr(captured, lowered, [batch], [batch, codes, scale])
     # Codes are off by at most half a step of amax/127, so each weight by at most 1/254 of its row's largest one.
     error = nn.functional.linear(batch, codes.float() * scale) - nn.functional.linear(batch, hand.tensors["w"])
-    assert measured["linear"] == pytest.approx(
+    assert measured["linear"].output == pytest.approx(
         -10 * math.log10(float(error.square().sum() / (batch @ hand.tensors["w"].T).square().sum())), abs=1e-2
     )
-    assert measured["linear"] > 40
+    assert measured["linear"].output is not None
+    assert measured["linear"].output > 40
+    decoded = codes.float() * scale
+    assert measured["linear"].weight == pytest.approx(sqnr(hand.tensors["w"], decoded), abs=1e-3)

@@ -238,6 +238,92 @@ def test_a_subclass_that_computes_the_same_is_a_linear() -> None:
     assert view.report().coverage == 1.0
 
 
+def hidden(module: nn.Module) -> Wrapping:
+    torch.manual_seed(0)
+    return Wrapping(module).eval()
+
+
+IMAGES = tokens(2, 4, 9, 8)
+IDS = torch.tensor([[1, 0, 7], [9, 9, 2]])
+HIDDEN: dict[str, tuple[Any, Tensor]] = {
+    "conv": (lambda: nn.Conv2d(4, 6, 3, padding=1), IMAGES),
+    "no bias": (lambda: nn.Conv2d(4, 6, 3, stride=2, bias=False), IMAGES),
+    "grouped": (lambda: nn.Conv2d(4, 4, 3, groups=4), IMAGES),
+    "reflected": (lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), IMAGES),
+    "same": (lambda: nn.Conv2d(4, 6, (3, 5), padding="same"), IMAGES),
+    "unbatched": (lambda: nn.Conv2d(4, 6, 3), IMAGES[0]),
+    "one axis": (lambda: nn.Conv1d(4, 6, 3), IMAGES[..., 0]),
+    "three axes": (lambda: nn.Conv3d(4, 6, 2), IMAGES[..., None].expand(-1, -1, -1, -1, 3)),
+    "embedding": (lambda: nn.Embedding(10, 64, padding_idx=0), IDS),
+}
+
+
+@pytest.mark.parametrize("case", HIDDEN)
+@pytest.mark.parametrize("preset", ["int8dq", "int4wo-g32"])
+@torch.no_grad()
+def test_every_product_runs_quantized_in_eager_as_in_a_graph(case: str, preset: str) -> None:
+    make, x = HIDDEN[case]
+    model, options = hidden(make()), {"config": preset, "embeddings": "int8"}
+    view = view_of(model, **options)
+    first = view(x)
+    assert torch.equal(view(x), first)
+    assert 10.0 < sqnr(first, model(x)) < 70.0
+    (row,) = view.report().fallbacks
+    assert (row.path, row.status) == ("inner", "fallback")
+    assert view.report().coverage == 1.0
+    seen = nn.Sequential(model.inner)
+    assert torch.equal(view_of(seen, fullgraph=True, **options)(x), first)
+
+
+@torch.no_grad()
+def test_an_embedding_in_eager_stays_float_unless_asked() -> None:
+    model = hidden(nn.Embedding(10, 64))
+    view = view_of(model)
+    assert torch.equal(view(IDS), model(IDS))
+    (row,) = view.report().fallbacks
+    assert (row.path, row.status, row.op) == ("inner", "skipped", "embedding")
+
+
+@torch.no_grad()
+def test_an_embedding_with_max_norm_does_in_eager_what_it_does() -> None:
+    model = hidden(nn.Embedding(10, 64, max_norm=0.5))
+    twin = copy.deepcopy(model)
+    view = view_of(model, embeddings="int8")
+    assert torch.equal(view(IDS), twin(IDS))
+    assert torch.equal(model.inner.weight, twin.inner.weight)  # pyright: ignore[reportArgumentType]
+    (row,) = view.report().fallbacks
+    assert row.status == "declined"
+
+
+@torch.no_grad()
+def test_the_fields_of_a_convolution_are_read_at_each_call() -> None:
+    convolution = nn.Conv2d(4, 6, 3, padding=1)
+    model = hidden(convolution)
+    view = view_of(model)
+    assert view(IMAGES).shape == (2, 6, 9, 8)
+    convolution.stride = (2, 2)
+    assert view(IMAGES).shape == (2, 6, 5, 4)
+    assert 30.0 < sqnr(view(IMAGES), model(IMAGES)) < 70.0
+    assert view(IMAGES[0]).shape == (6, 5, 4)
+
+
+class Standardized(nn.Conv2d):
+    """A convolution that computes something else, behind torch's own forward."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(input, weight * 2.0, bias)
+
+
+@torch.no_grad()
+def test_a_convolution_with_a_method_of_its_own_is_left_alone_and_named() -> None:
+    model = hidden(Standardized(4, 6, 3))
+    view = view_of(model)
+    assert torch.equal(view(IMAGES), model(IMAGES))
+    (row,) = view.report().fallbacks
+    assert (row.path, row.status) == ("inner", "declined")
+    assert "Standardized has a forward of its own" in row.reason
+
+
 class Mode(nn.Module):
     """Tells its training flag and its plain attribute through its output."""
 

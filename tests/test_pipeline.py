@@ -27,7 +27,7 @@ from tests.lowering.helpers import CPU, NO_KERNEL, targets
 from tests.models import AttentionBlock, DecoderLayer, GatedMlp
 from tests.passes.helpers import Linears, X
 
-SLOW_TARGETS = [Target("cuda"), Target("cpu", has_int8_kernel=True)]
+SLOW_TARGETS = [Target("cuda"), Target("cpu", has_kernels=True)]
 STAGES = ["capture", "annotate", "fuse-siblings", "insert-qdq", "share-quantize", "fold-weights", "lower"]
 
 

@@ -11,14 +11,25 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
 from fxquant.annotation import Declined, Note, PassResult, note_of
 from fxquant.graphs import CapturedGraph
-from fxquant.report import GraphReport, ModelReport, ParameterFacts, Site, parameter_facts, site_graph, snapshot
+from fxquant.products import TWO_ACTIVATIONS
+from fxquant.report import (
+    GraphReport,
+    ModelReport,
+    ParameterFacts,
+    Site,
+    SiteSqnr,
+    parameter_facts,
+    site_graph,
+    snapshot,
+)
 from fxquant.report.records import stable_text
 from fxquant.report.summary import folded_names, size_text
-from fxquant.report.walk import status_of
+from fxquant.report.walk import is_kernel, op_of, status_of
+from fxquant.spec import linear_spec
 from tests.handmade import EMBEDDING, INT8, KERNEL, LINEAR, QKV, Hand, aten, captured_model, lowered_model
 
 RESULTS = {
@@ -46,7 +57,7 @@ def _facts(**sizes: int) -> dict[str, ParameterFacts]:
 def test_each_site_says_what_became_of_it() -> None:
     sites = _by_path(_report())
     assert {path: site.status for path, site in sites.items()} == {
-        "embed": "declined",
+        "embed": "skipped",
         "layers.0.attn.{q,k,v}_proj": "lowered",
         "layers.0.o": "reference",
         "layers.0.down": "skipped",
@@ -82,7 +93,9 @@ def test_totals_count_a_tied_weight_once() -> None:
     table, down = 10 * 8 * 4, (8 * 8 + 8) * 4
     assert report.bytes_before == table + 4 * 8 * 8 * 4 + down
     assert report.bytes_after == table + (768 + 96) + (64 + 32) + down
-    assert report.counts == {"lowered": 3, "reference": 1, "skipped": 1, "declined": 1}
+    assert report.counts == {"lowered": 3, "reference": 1, "skipped": 2, "declined": 1}
+    assert report.counts_of("linear") == {"lowered": 3, "reference": 1, "skipped": 1, "declined": 1}
+    assert report.counts_of("conv") == {}
 
 
 def test_a_snapshot_outlives_the_passes_that_edit_the_graph_in_place() -> None:
@@ -170,10 +183,10 @@ def test_a_matrix_that_no_site_reads_is_named_with_its_reader() -> None:
     captured = hand.captured(hand.module(out, hand.call(aten.mul.Tensor, vector, 2)))
     report = GraphReport.of("g", captured, captured.gm, {})
     assert [(row.name, row.bytes, row.reason) for row in report.others] == [
-        ("stem_weight", 432, "read by aten.conv2d, which is not a linear"),
+        ("stem_weight", 432, "read by aten.conv2d, which is no product that is quantized"),
         ("idle", 16, "nothing in the graph reads it"),
     ]
-    assert "no linears." in str(report)
+    assert "no linears, convolutions or embeddings." in str(report)
 
 
 def test_a_constant_that_is_no_weight_of_the_model_counts_for_nothing() -> None:
@@ -212,7 +225,7 @@ def test_coverage_is_by_bytes_of_matrices() -> None:
     assert report.coverage == report.quantized_bytes / report.matrix_bytes
     assert [(row.name, row.bytes, row.reason) for row in report.uncovered] == [
         ("lost.weight", 512, "never seen by Dynamo"),
-        ("embed.weight = head.weight", 320, f"embedding: {EMBEDDING}"),
+        ("embed.weight = head.weight", 320, EMBEDDING),
         ("layers.0.down.weight", 256, 'rule "*.down=none"'),
     ]
 
@@ -242,13 +255,13 @@ def test_a_module_in_eager_is_covered_and_named() -> None:
 
 def test_one_graph_covers_every_parameter_set_that_it_serves() -> None:
     site = Site(("0.lin",), "lowered", parameter_names=("0.lin.weight",))
-    table = Site(("0.table",), "declined", reason="no", parameter_names=("0.table",), op="embedding")
+    table = Site(("0.table",), "declined", reason="no", parameter_names=("0.table",), op="lstm")
     graph = GraphReport("g", (site, table)).serving([{"0.lin.weight": "1.lin.weight", "0.table": "1.table"}])
     report = ModelReport.of_model(_facts(**{"0.lin.weight": 4, "1.lin.weight": 4, "0.table": 1, "1.table": 1}), [graph])
     assert report.coverage == 0.8
     assert [(row.name, row.reason) for row in report.uncovered] == [
-        ("0.table", "embedding: no"),
-        ("1.table", "embedding: no"),
+        ("0.table", "lstm: no"),
+        ("1.table", "lstm: no"),
     ]
     assert "serves 2 parameter sets" in str(report)
 
@@ -273,7 +286,7 @@ def test_the_bare_door_says_what_it_cannot_know() -> None:
         "sees graphs only",
         "fxquant.compile(model, config)",
         "fxquant.explain(model, *args)",
-        "graph_000: 6 linears",
+        "graph_000: 6 linears: 3 lowered, 1 reference, 1 skipped, 1 declined. 1 embedding: 1 skipped.",
     ):
         assert words in str(report)
 
@@ -292,18 +305,23 @@ def test_a_reason_already_told_is_not_told_again() -> None:
     assert str(report).count('rule "*.down=none"') == 1
 
 
+MEASURED = {"int8_linear_dynamic": SiteSqnr(float("inf"), 50.0), "linear": SiteSqnr(41.25)}
+
+
 def test_reports_are_json() -> None:
-    report = ModelReport.of_model({}, [_report().with_sqnr({"int8_linear_dynamic": float("inf"), "linear": 41.25})])
+    report = ModelReport.of_model({}, [_report().with_sqnr(MEASURED)])
     data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     first = data["graphs"][0]
     assert first["seconds"] == {"capture": 0.5}
     assert first["declined"]["fuse-siblings"][0]["where"] == "layers.0.{gate,up}"
     assert [site["sqnr"] for site in first["sites"]] == [None, "inf", 41.25, None, None]
+    assert [site["weight_sqnr"] for site in first["sites"]] == [None, 50.0, None, None, None]
+    assert [site["algorithm"] for site in first["sites"]] == ["", "absmax", "absmax", "", ""]
     assert first["sites"][1]["paths"] == list(QKV)
 
 
 def test_the_worst_sites_are_listed() -> None:
-    text = str(_report().with_sqnr({"int8_linear_dynamic": 41.26, "linear": 12.0}))
+    text = str(_report().with_sqnr({"int8_linear_dynamic": SiteSqnr(41.26), "linear": SiteSqnr(12.0)}))
     assert text.endswith("lowest sqnr\n  layers.0.o                  12.0dB\n  layers.0.attn.{q,k,v}_proj  41.3dB")
 
 
@@ -322,6 +340,67 @@ def test_site_graph_connects_sites_through_other_nodes() -> None:
         "spec": "w=int8/channel x=int8/token",
         "kernel": "int8_linear_dynamic",
     }
+
+
+def _mixed() -> CapturedGraph:
+    """A convolution on a kernel, one whose weight a kernel makes, an embedding on a kernel, attention's product."""
+    fx, hand = torch.ops.fxquant, Hand()
+    image, ids = hand.input("x", 1, 4, 8, 8), hand.input("ids", 8, dtype=torch.int64)
+    geometry = ([1, 1], [0, 0], [1, 1])
+    spec, table = linear_spec("w=int4/group32/affine algorithm=hqq"), linear_spec("w=int8/channel")
+    note = Note(("stem",), spec, kernel="decode_weight")
+    by_lower = Note(("stem",), spec, made_by=("lower",))
+    matrix = hand.call(aten.view.default, hand.weight("stem_packed", 4, 36), [4, 4, 3, 3], note=by_lower)
+    y = hand.call(aten.convolution.default, image, matrix, None, *geometry, False, [0, 0], 1, note=note)
+    y = hand.call(aten.convolution.default, y, hand.weight("plain", 4, 4, 3, 3), None, *geometry, False, [0, 0], 1,
+                  note=Note(("plain",), reason='rule "plain=none"'))  # fmt: skip
+    rows, scale = hand.weight("rows", tensor=torch.zeros(9, 8, dtype=torch.uint8)), hand.weight("scale", 9, 1)
+    e = hand.call(fx.embedding_dequantize.default, ids, rows, scale, None, None, 8, "int8/channel", torch.float32,
+                  note=Note(("table",), table, kernel="embedding_dequantize"))  # fmt: skip
+    attention = Note(("attn",), reason=TWO_ACTIVATIONS, made_by=("capture",))
+    return hand.captured(hand.module(y, hand.call(aten.matmul.default, e, e, note=attention)))
+
+
+def test_convolutions_embeddings_and_products_of_activations_have_rows() -> None:
+    captured = _mixed()
+    report = GraphReport.of("g", captured, captured.gm, {})
+    rows = {site.path: (site.op, site.status, site.kernel, site.algorithm) for site in report.sites}
+    assert rows == {
+        "stem": ("conv", "lowered", "decode_weight", "hqq"),
+        "plain": ("conv", "skipped", "", ""),
+        "table": ("embedding", "lowered", "embedding_dequantize", "absmax"),
+        "attn": ("matmul", "float", "", ""),
+    }
+    text = str(report)
+    headline = "2 convolutions: 1 lowered, 1 skipped. 1 embedding: 1 lowered. 1 product of two activations."
+    assert headline in text
+    assert "  stem   conv       w=int4/group32/affine  hqq     576 B -> 576 B" in text
+    assert "  float      attn   matmul: a product of two activations: stays float" in text
+
+
+@pytest.mark.parametrize(
+    ("target", "op"),
+    [
+        ("int8_linear", "linear"), ("int8_linear_dynamic", "linear"), ("int8_linear_weight_only", "linear"),
+        ("linear_weight_only", "linear"), ("linear_dynamic", "linear"), ("conv_weight_only", "conv"),
+        ("int8_conv_dynamic", "conv"), ("embedding_dequantize", "embedding"), ("fake_quantize", ""),
+        ("decode_weight", ""), ("pack_panels", ""), ("quantize_weight", ""),
+    ],
+)  # fmt: skip
+def test_kernels_are_known_by_their_name(target: str, op: str) -> None:
+    graph = Graph()
+    node = graph.call_function(getattr(torch.ops.fxquant, target).default, (graph.placeholder("x"),))
+    assert is_kernel(node) is bool(op)
+    assert not op or op_of(node) == op
+
+
+def test_what_several_modules_read_is_said() -> None:
+    names = ("embed.weight", "head.weight")
+    table = Site(("embed",), "lowered", "w=int8/channel", parameter_names=names, op="embedding")
+    head = Site(("head",), "lowered", "w=int4/group32", parameter_names=(*names, "head.bias"))
+    line = "  embed.weight = head.weight  read by embed (embedding, w=int8/channel), head (linear, w=int4/group32)"
+    assert line in str(GraphReport("g", (table, head))).splitlines()
+    assert "shared weights" not in str(GraphReport("g", (head, head)))  # a module that is called twice
 
 
 def test_words_differ_in_nothing_that_is_of_one_run() -> None:

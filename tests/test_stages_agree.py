@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 
 from fxquant.annotation import PassResult
 from fxquant.capture import from_dynamo
 from fxquant.graphs import CapturedGraph
-from fxquant.numerics import unpack_int8
 from fxquant.pipeline import Lowered, quantize_graph
 from fxquant.runner import Deciding
 from fxquant.spec import QuantConfig
@@ -24,13 +23,9 @@ from tests.helpers import run_captured
 from tests.lowering.helpers import CPU, arguments_of
 from tests.models import AttentionBlock, Decoder, GatedMlp, VisionEncoder, sqnr
 from tests.passes.helpers import run
-from tests.twins import U, assert_within, int8_linear_float64
+from tests.site_bounds import SiteRecorder, assert_site_within_bound
 
-fx = torch.ops.fxquant
 PRESETS = ("int8dq", "int8wo", "int4wo", "fp8wo")
-UNIT = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}  # roundoff of the output, past float32's
-# Half the distance of the smallest numbers of the dtype: below its normal range the rounding is absolute.
-TINY = {torch.float32: 2.0**-150, torch.bfloat16: 2.0**-134, torch.float16: 2.0**-25}
 
 
 class SelfAndCross(nn.Module):
@@ -120,7 +115,7 @@ def captured_calls(
     return captured, calls
 
 
-def run_stages(captured: CapturedGraph, preset: str, args: list[Any]) -> Stages:
+def run_stages(captured: CapturedGraph, preset: str | QuantConfig, args: list[Any]) -> Stages:
     """Every stage on the captured graph's flat arguments `args`."""
     outputs: dict[str, list[Tensor]] = {}
     inputs = [args[position] for position in captured.inputs]
@@ -129,55 +124,13 @@ def run_stages(captured: CapturedGraph, preset: str, args: list[Any]) -> Stages:
         if stage != "lower":  # that one is called with packed weights
             outputs[stage] = list(run(gm, inputs))
 
-    config = QuantConfig(preset)
+    config = preset if isinstance(preset, QuantConfig) else QuantConfig(preset)
     lowered = quantize_graph(captured.copy(), config, Deciding(config), target=CPU, observe=observe)
     recorder = SiteRecorder(lowered.gm)
     values = arguments_of(lowered.binding, args, WeightStore())
     with torch.no_grad():
         outputs["lower"] = list(recorder.run(*values, enable_io_processing=False))
     return Stages(outputs, lowered, recorder.sites)
-
-
-class SiteRecorder(Interpreter):
-    """Runs a lowered graph and keeps what each kernel was given and gave."""
-
-    def __init__(self, gm: GraphModule) -> None:
-        super().__init__(gm)
-        self.sites: list[tuple[Node, list[Any], Tensor]] = []
-
-    def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
-        if "int8_linear" in str(n.target):
-            args, _ = self.fetch_args_kwargs_from_env(n)
-            self.sites.append((n, list(args), value))
-        return value
-
-
-def assert_site_within_bound(node: Node, args: list[Any], got: Tensor) -> None:
-    """One kernel against float64, on the inputs that it really had."""
-    if node.target is fx.int8_linear.default:
-        codes, x_scale, packed, scale, bias, in_features, _ = args
-    else:
-        x, packed, scale, bias, in_features = args
-        codes, x_scale = fx.int8_quantize_per_token.default(x)
-    weight_codes = unpack_int8(packed, scale.shape[0], in_features)
-    if node.target is fx.int8_linear_weight_only.default:
-        want, bound = weight_only_float64(args[0], weight_codes, scale, bias, UNIT[got.dtype])
-    else:
-        want, bound = int8_linear_float64(codes, x_scale, weight_codes, scale, bias, UNIT[got.dtype])
-    # The roundings apply to a result that is itself rounded: (1 + u)**2 - 1 is u * (2 + u).
-    assert_within(got, want, bound * (1 + 2 * UNIT[got.dtype] + 2.0**-20) + TINY[got.dtype])
-
-
-def weight_only_float64(
-    x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, unit: float
-) -> tuple[Tensor, Tensor]:
-    """K products summed in float32 in some order, times the scale, plus the bias, rounded."""
-    product = x.double() @ codes.double().t() * scale.double().reshape(-1)
-    sums = x.double().abs() @ codes.double().abs().t() * scale.double().reshape(-1)
-    y = product if bias is None else product + bias.double()
-    gamma = codes.shape[1] * U / (1 - codes.shape[1] * U)
-    return y, gamma * sums + 2 * U * product.abs() + (U + unit) * y.abs()
 
 
 def distance(got: list[Tensor], want: list[Tensor]) -> float:
@@ -243,11 +196,7 @@ def assert_stages_agree(stages: Stages, preset: str, dtype: torch.dtype) -> None
     assert distance(out["fuse-siblings"], out["annotate"]) <= 8 * torch.finfo(dtype).eps
     same_bits(stages, "insert-qdq", "share-quantize")
     same_bits(stages, "share-quantize", "fold-weights")
-    if preset in ("int4wo", "fp8wo"):
-        same_bits(stages, "fold-weights", "lower")
-        assert not stages.sites
-    else:
-        assert stages.sites
+    assert stages.sites
     for node, args, got in stages.sites:
         assert_site_within_bound(node, args, got)
     # In float32 both compute the same model, up to the order of sums: measured at least 128 dB. In half precision the

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fxquant.numerics import Codes, absolute_range, encode_float8, encode_symmetric
+from fxquant.algorithms.ranges import codes_of, plain_range
+from fxquant.numerics import Codes
 from fxquant.spec import TensorSpec
 
 
 def absmax(x: Tensor, spec: TensorSpec) -> Codes:
-    """Quantize x symmetrically, to integers or float8."""
-    amax = absolute_range(x, spec.granularity)
-    encode = encode_symmetric if spec.format.kind == "int" else encode_float8
-    return encode(x, amax, spec)
+    """Quantize x symmetrically, to integers or floats."""
+    return codes_of(x, plain_range(x, spec), spec)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fxquant.numerics import Codes, encode_affine, value_range
+from fxquant.algorithms.ranges import codes_of, plain_range
+from fxquant.numerics import Codes
 from fxquant.spec import TensorSpec
 
 
 def minmax(x: Tensor, spec: TensorSpec) -> Codes:
-    """Quantize x to unsigned integers with an integer zero point."""
-    low, high = value_range(x, spec.granularity)
-    return encode_affine(x, low, high, spec)
+    """Quantize x to unsigned integers, with an integer zero point (the range is widened to hold 0) or a shift."""
+    return codes_of(x, plain_range(x, spec), spec)

@@ -21,8 +21,9 @@ from torch.fx import Node, Proxy
 from torch.fx.proxy import GraphAppendingTracer
 
 from fxquant.annotation import amend_note, note_of
-from fxquant.capture.editor import LINEAR, MADE_BY, Editor, give_reason, is_transformed, substitute
+from fxquant.capture.editor import MADE_BY, Editor, give_reason, is_transformed, substitute
 from fxquant.graphs import VALUE_KEY, fake_mode_of, infer_value, inherit_meta, refresh_values, target_name, value_of
+from fxquant.products import LINEAR
 
 # A proxy in the place of a tensor, which torch's stubs would refuse.
 Traced = Any

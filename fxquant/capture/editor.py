@@ -25,8 +25,8 @@ from fxquant.graphs import (
     value_of,
     written_nodes,
 )
+from fxquant.products import LINEAR
 
-LINEAR = torch.ops.aten.linear.default
 MADE_BY = "capture"
 
 
@@ -82,10 +82,19 @@ class Editor:
         return entered(self._autocast.get(node, ()))
 
     def linear(self, like: Node, x: Node, weight: Node, bias: Node | None = None) -> Node:
-        """The canonical product, named after the owner of the weight."""
-        node = self.call(like, LINEAR, *((x, weight) if bias is None else (x, weight, bias)))
+        """The canonical product of a matrix."""
+        return self.product(like, LINEAR, (x, weight) if bias is None else (x, weight, bias), weight)
+
+    def product(self, like: Node, target: Any, args: tuple[Any, ...], weight: Node) -> Node:
+        """A canonical product, named after the owner of the weight."""
+        node = self.call(like, target, *args)
         amend_note(node, paths=_one(self.model.site(like, weight)))
         return node
+
+    def turn_into(self, node: Node, target: Any, args: tuple[Any, ...], weight: Node) -> None:
+        """Make a call a canonical product that computes the same: nothing about it changes but how it is called."""
+        node.target, node.args, node.kwargs = target, args, {}
+        amend_note(node, paths=_one(self.model.site(node, weight)))
 
     def replace(self, node: Node, new: Node) -> None:
         """Let `new` stand for `node`: same users, same value, and what then has no user is erased."""

@@ -1,9 +1,10 @@
-"""Every product of an activation with a constant matrix becomes `aten.linear.default(x, weight[, bias])`.
+"""Every product of an activation with a constant weight becomes a canonical one (see `fxquant.products`).
 
 before:  addmm(@b, x, @w)     x @ @w     einsum("btd,dhk->bthk", x, @w)
 after:   linear(x, t(@w), @b) linear(x, t(@w))  unflatten(linear(x, reshape(permute(@w))))
 
-What is left gets its reason written on it.
+Convolutions and embeddings: see their own files. What is left gets its reason written on it, products of two
+activations too.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from fxquant.annotation import amend_note, note_of
-from fxquant.capture.editor import LINEAR, MADE_BY, Editor, bound_arguments, give_reason, is_transformed
+from fxquant.annotation import note_of
+from fxquant.capture.convolutions import convolution
+from fxquant.capture.editor import MADE_BY, Editor, bound_arguments, give_reason, is_transformed
 from fxquant.capture.einsum import plan_einsum
+from fxquant.capture.embeddings import embedding
 from fxquant.graphs import constant_nodes, target_name, value_of
-from fxquant.verify import PRODUCTS, multiplies_weight, opaque_word, product_word
+from fxquant.products import LINEAR, TWO_ACTIVATIONS
+from fxquant.verify import PRODUCTS, multiplies_activations, multiplies_weight, opaque_word, product_word
 
 _FLOAT = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _LEFT = "the weight stands left of the product: not quantized by this version"
@@ -29,6 +33,9 @@ def make_products_canonical(editor: Editor) -> None:
     anything, usable = constant_nodes(editor.gm), editor.constants()
     for node in list(editor.gm.graph.nodes):
         note = note_of(node)
+        if multiplies_activations(node, anything) and not note.reason:
+            give_reason(node, TWO_ACTIVATIONS)
+            continue
         if not multiplies_weight(node, anything) or MADE_BY in note.made_by or note.reason:
             continue
         weight = _weightiest(node, anything)
@@ -46,7 +53,9 @@ def make_products_canonical(editor: Editor) -> None:
 
 
 def _weightiest(node: Node, constant: set[Node]) -> Node:
-    return max((n for n in node.all_input_nodes if n in constant and _is_tensor(n)), key=lambda n: value_of(n).dim())
+    """The constant operand with the most axes; of two, that of floats: indices of a table may be constant too."""
+    tensors = (n for n in node.all_input_nodes if n in constant and _is_tensor(n))
+    return max(tensors, key=lambda n: (value_of(n).dtype.is_floating_point, value_of(n).dim()))
 
 
 def _is_tensor(value: Any) -> bool:
@@ -75,10 +84,7 @@ def _linear(editor: Editor, node: Node, usable: set[Node]) -> str:
         return why
     if bias is None or _is_row(bias, weight, 0):
         if node.op == "call_function":  # the node itself stays: nothing about it changes but how it is called
-            node.target = LINEAR
-            node.args = (x, weight) if bias is None else (x, weight, bias)
-            node.kwargs = {}
-            amend_note(node, paths=(path,) if (path := editor.model.site(node, weight)) else ())
+            editor.turn_into(node, LINEAR, (x, weight) if bias is None else (x, weight, bias), weight)
             return ""
         editor.replace(node, editor.linear(node, x, weight, bias))
     else:
@@ -210,4 +216,6 @@ _HANDLERS: dict[str, Callable[[Editor, Node, set[Node]], str]] = {
     "inner": _inner,
     "addmm": _addmm,
     "einsum": _einsum,
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution", "_convolution"), convolution),
+    "embedding": embedding,
 }

@@ -33,7 +33,12 @@ _SOURCES = {
     "isa_avx512vnni.cpp": ("-O3", *_AVX512_VNNI),
     "isa_avx2.cpp": ("-O3", *_AVX2),
     "isa_portable.cpp": ("-O3",),
+    "coded.cpp": ("-O2",),
+    "conv.cpp": ("-O2",),
+    "embedding.cpp": ("-O3",),
+    "fake_quantize.cpp": ("-O2",),
     "pack.cpp": ("-O3",),
+    "spec.cpp": ("-O2",),
     "fingerprint.cpp": ("-O2", "-UTORCH_TARGET_VERSION"),  # reads fields of TensorImpl, which the stable ABI hides
 }
 _FLAGS = (

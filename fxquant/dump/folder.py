@@ -18,7 +18,7 @@ from fxquant.dump.drawing import dot
 from fxquant.dump.printer import text
 from fxquant.errors import DumpFailed
 from fxquant.report import GraphReport
-from fxquant.report.records import stable_text
+from fxquant.report.records import SiteSqnr, stable_text
 
 
 class Dumper:
@@ -61,8 +61,8 @@ class Dumper:
         self._write("sites.dot", dot(self._gm))
         self._write_report(self._report)
 
-    def measured(self, sqnr: Mapping[str, float]) -> None:
-        """Write the last stage and the report again, with each site's SQNR in dB by node name. Comes after `finish`."""
+    def measured(self, sqnr: Mapping[str, SiteSqnr]) -> None:
+        """Write the last stage and the report again, with each site's SQNR by node name. Comes after `finish`."""
         assert self._gm is not None
         assert self._report is not None, "measured comes after finish"
         stage = f"{len(self._stages):02d}-{self._stages[-1]}"

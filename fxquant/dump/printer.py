@@ -15,12 +15,12 @@ from torch.fx import GraphModule, Node
 
 from fxquant.annotation import note_of
 from fxquant.graphs import target_name, value_of
-from fxquant.report.records import stable_text
+from fxquant.report.records import SiteSqnr, stable_text
 from fxquant.report.walk import is_by_config, is_left, is_site, is_weight_input, kernel_of, source_of
 
 
-def text(gm: GraphModule, stage: str = "", sqnr: Mapping[str, float] | None = None) -> str:
-    """The graph, one line a node; `stage` goes into the first line, `sqnr` (dB by node name) into the braces."""
+def text(gm: GraphModule, stage: str = "", sqnr: Mapping[str, SiteSqnr] | None = None) -> str:
+    """The graph, one line a node; `stage` goes into the first line, `sqnr` (by node name) into the braces."""
     nodes = list(gm.graph.nodes)
     inputs = [node for node in nodes if node.op == "placeholder" and not is_weight_input(node)]
     signature = ", ".join(_typed(f"%{node.name}", value_of(node)) for node in inputs)
@@ -86,7 +86,7 @@ def _inner_graphs(gm: GraphModule, nodes: list[Node]) -> dict[str, GraphModule]:
     return {name: inner for name, inner in held.items() if isinstance(inner, GraphModule)}
 
 
-def _line(node: Node, sqnr: Mapping[str, float]) -> str:
+def _line(node: Node, sqnr: Mapping[str, SiteSqnr]) -> str:
     if node.op == "output":
         return f"return {_argument(node.args[0])}"
     arguments = [_argument(a) for a in node.args] + [f"{k}={_argument(v)}" for k, v in node.kwargs.items()]
@@ -94,15 +94,18 @@ def _line(node: Node, sqnr: Mapping[str, float]) -> str:
     return "  ".join(part for part in (call, _braces(node, sqnr), _story(node)) if part)
 
 
-def _braces(node: Node, sqnr: Mapping[str, float]) -> str:
+def _braces(node: Node, sqnr: Mapping[str, SiteSqnr]) -> str:
     note = note_of(node)
     if not (is_site(node) or is_left(node)):
         return ""
     words = str(note.spec).split() if note.spec is not None else []
     if kernel := kernel_of(node):
         words.append(f"kernel={kernel}")
-    if node.name in sqnr:
-        words.append(f"sqnr={sqnr[node.name]:.1f}dB")
+    measured = sqnr.get(node.name, SiteSqnr())
+    if measured.output is not None:
+        words.append(f"sqnr={measured.output:.1f}dB")
+    if measured.weight is not None:
+        words.append(f"weight={measured.weight:.1f}dB")
     if note.reason and note.spec is None:
         words.append(f"float: {stable_text(note.reason)}")
     elif note.reason and not is_by_config(note.reason):

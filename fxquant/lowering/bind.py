@@ -19,8 +19,11 @@ from fxquant.annotation import note_of, write_note
 from fxquant.folding import FoldedConstant, folded_constants
 from fxquant.graphs import VALUE_KEY, CapturedGraph, CapturedWeight, value_of
 from fxquant.lowering.rows import quantize_rows_by_kernel, quantizes
-from fxquant.lowering.rules import INT8_PACK
+from fxquant.lowering.rule import INT8_PACK, PACK_GRANULES, PACK_PANELS, PACK_ROWS
 from fxquant.weights import Recipe
+
+# The ops that make a kernel's layout of one folded tensor, and what their result is called in the place of its codes.
+_LAYOUTS = {INT8_PACK: "_packed", PACK_PANELS: "_packed", PACK_ROWS: "_rows", PACK_GRANULES: ""}
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def _runtime_outputs(constant: FoldedConstant, nodes: Sequence[Node]) -> list[tu
     outputs: list[tuple[Node, int]] = []
     for node in nodes:
         index = constant.names.index(str(node.target))
-        layouts = [user for user in node.users if user.target is INT8_PACK]
+        layouts = [user for user in node.users if user.target in _LAYOUTS]
         outputs += [(layout, index) for layout in layouts]
         if len(layouts) < len(node.users):
             outputs.append((node, index))
@@ -118,8 +121,8 @@ def _bound_recipe(
     outputs: Sequence[tuple[Node, int]],
     captured: CapturedGraph,
 ) -> BoundRecipe:
-    plan = tuple((node.target if node.op == "call_function" else None, index) for node, index in outputs)
-    words = [f"{'int8_pack' if op else 'plain'}({index})" for op, index in plan]
+    plan = tuple(_step(node, index) for node, index in outputs)
+    words = [f"{op or 'plain'}({', '.join(map(str, (index, *rest)))})" for op, index, rest in plan]
     where = tuple(_module_of(captured.weight(source)) for source in constant.sources)
     key = f"{constant.key} | {','.join(words)}"
     recipe = Recipe(key, fold, _packer(plan), where, quantizes(constant.expression))
@@ -134,9 +137,17 @@ def _module_of(weight: CapturedWeight) -> str:
     return path.rpartition(".")[0] or path
 
 
-def _packer(plan: Sequence[tuple[Any, int]]) -> Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]:
+Step = tuple[Any, int, tuple[Any, ...]]
+
+
+def _step(node: Node, index: int) -> Step:
+    """The layout op (None: as it is), the folded tensor that it is applied to, and its other arguments."""
+    return (node.target, index, node.args[1:]) if node.op == "call_function" else (None, index, ())
+
+
+def _packer(plan: Sequence[Step]) -> Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]:
     def pack(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(tensors[i] if op is None else op(tensors[i]) for op, i in plan)
+        return tuple(tensors[i] if op is None else op(tensors[i], *rest) for op, i, rest in plan)
 
     return pack
 
@@ -147,8 +158,9 @@ def _last_placeholder(gm: GraphModule) -> Node | None:
 
 
 def _become_placeholder(gm: GraphModule, node: Node, last: Node | None) -> Node:
-    suffix = "_packed" if node.target is INT8_PACK else ""
-    base = str(node.target) if node.op == "get_attr" else str(node.args[0]).removesuffix("_codes")
+    suffix = "" if node.op == "get_attr" else _LAYOUTS[node.target]
+    base = str(node.target) if node.op == "get_attr" else str(node.args[0])
+    base = base.removesuffix("_codes") if suffix else base
     with gm.graph.inserting_after(last) if last is not None else gm.graph.inserting_before():  # at the beginning
         made = gm.graph.placeholder(base + suffix)
     made.meta[VALUE_KEY] = value_of(node)

@@ -34,10 +34,11 @@ def quantize_rows_by_kernel(expression: GraphModule) -> GraphModule:
     graph = Graph()
     graph.output(graph.graph_copy(expression.graph, {}))
     for node in graph.find_nodes(op="call_function", target=QUANTIZE_WEIGHT):
-        weight, spec = node.args
+        weight, spec, *algorithm = node.args
         assert isinstance(weight, Node)
         value = value_of(weight)
-        if spec != "int8/channel" or value.dim() != 2 or value.dtype not in ACTIVATION_DTYPES:
+        plain = spec == "int8/channel" and algorithm in ([], ["auto"], ["absmax"])
+        if not plain or value.dim() != 2 or value.dtype not in ACTIVATION_DTYPES:
             continue
         with graph.inserting_before(node):
             made = _rows(graph, weight)

@@ -2,40 +2,75 @@
 
 from __future__ import annotations
 
+from fxquant.numerics.bits import pack_bits, pack_codes_rows, packed_bytes, unpack_bits, unpack_codes_rows
 from fxquant.numerics.codes import Codes, decode
-from fxquant.numerics.float8 import encode_float8
-from fxquant.numerics.granules import (
-    absolute_range,
-    check_shape,
-    combine,
-    scale_and_factor,
-    scale_shape,
-    smallest_range,
-    value_range,
-)
-from fxquant.numerics.integer import encode_affine, encode_symmetric
+from fxquant.numerics.encoding import encode, encode_affine, encode_shift, encode_symmetric, nearest_codes
+from fxquant.numerics.granules import absolute_range, check_shape, combine, scale_shape, spread, value_range
 from fxquant.numerics.packing import BLOCK, QUAD, pack_int8, packed_shape, unpack_int8
+from fxquant.numerics.panels import (
+    PANEL,
+    fits_panels,
+    granule_shape,
+    pack_granules,
+    pack_panels,
+    panel_shape,
+    rows_spec,
+    unpack_granules,
+    unpack_panels,
+)
 from fxquant.numerics.product import MAX_IN_FEATURES, int8_matmul, matmul_float32
+from fxquant.numerics.scales import (
+    Scales,
+    affine_scales,
+    scale_and_factor,
+    shift_scales,
+    smallest_range,
+    symmetric_scales,
+)
+from fxquant.numerics.small_floats import code_values, small_float_bits
 
 __all__ = [
     "BLOCK",
     "MAX_IN_FEATURES",
+    "PANEL",
     "QUAD",
     "Codes",
+    "Scales",
     "absolute_range",
+    "affine_scales",
     "check_shape",
+    "code_values",
     "combine",
     "decode",
+    "encode",
     "encode_affine",
-    "encode_float8",
+    "encode_shift",
     "encode_symmetric",
+    "fits_panels",
+    "granule_shape",
     "int8_matmul",
     "matmul_float32",
+    "nearest_codes",
+    "pack_bits",
+    "pack_codes_rows",
+    "pack_granules",
     "pack_int8",
+    "pack_panels",
+    "packed_bytes",
     "packed_shape",
+    "panel_shape",
+    "rows_spec",
     "scale_and_factor",
     "scale_shape",
+    "shift_scales",
+    "small_float_bits",
     "smallest_range",
+    "spread",
+    "symmetric_scales",
+    "unpack_bits",
+    "unpack_codes_rows",
+    "unpack_granules",
     "unpack_int8",
+    "unpack_panels",
     "value_range",
 ]

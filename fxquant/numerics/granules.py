@@ -1,116 +1,185 @@
-"""Granules: the sets of values that share one scale; their ranges, and scales spread back over the values."""
+"""Granules: the sets of values that share one scale; their ranges, and what they have spread back over the values.
+
+Whatever the granularity, a tensor is looked at as a matrix whose rows may be cut anywhere, and what each granule has as
+a matrix of as many rows (or one) whose columns stand for `width` neighbours each. So the elementwise work goes through
+blocks of rows that stay in cache, and a tensor in half precision is widened a block at a time.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from fxquant.spec import Granularity
+from fxquant.spec import TENSOR, Granularity
+
+# 512 KB of float32: a block and its temporaries stay in the second-level cache.
+CPU_BLOCK = 2**17
+# Elsewhere every operation costs a launch.
+DEVICE_BLOCK = 2**24
 
 
 def check_shape(shape: tuple[int, ...] | torch.Size, granularity: Granularity) -> str | None:
     """Why a tensor of that shape can't have that granularity, or None if it can."""
-    match granularity.kind:
-        case "group" if len(shape) != 2:
-            return f"a group needs a weight [N, K], not {len(shape)} dimensions"
-        case "channel" | "token" if len(shape) == 0:
-            return f"granularity {granularity} needs at least one dimension"
-        case _:
-            return None
+    return granularity.unfit(shape)
 
 
 def scale_shape(shape: tuple[int, ...] | torch.Size, granularity: Granularity) -> list[int]:
     """Shape of the scales of a tensor of that shape; works on symbolic sizes."""
-    match granularity.kind:
-        case "tensor":
-            return [1] * len(shape)
-        case "channel":
-            return [shape[0]] + [1] * (len(shape) - 1)
-        case "token":
-            return [*shape[:-1], 1]
-        case "group":
-            return [shape[0], (shape[1] + granularity.size - 1) // granularity.size]
+    return granularity.scale_shape(shape)
 
 
 def absolute_range(x: Tensor, granularity: Granularity) -> Tensor:
     """Largest absolute value of each granule, float32, in the shape of the scales; NaN if the granule holds one."""
     low, high = value_range(x, granularity)
-    return torch.maximum(low.neg(), high)
+    return torch.maximum(low.neg_(), high)
 
 
-def value_range(x: Tensor, granularity: Granularity) -> tuple[Tensor, Tensor]:
-    """Smallest and largest value of each granule, widened to hold 0, float32, in the shape of the scales.
+def value_range(x: Tensor, granularity: Granularity, *, hold_zero: bool = True) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value of each granule, float32, in the shape of the scales; NaN if the granule holds one.
 
-    Holding 0 makes the zeros that pad the last group of a row harmless, and the range of an empty granule 0.
+    hold_zero: widen the range to contain 0. The range of an empty granule is 0.
     """
-    values = x.float()
-    zeros = values.new_zeros(scale_shape(x.shape, granularity))
+    x = x.detach()
+    shape = scale_shape(x.shape, granularity)
     if x.numel() == 0:
-        return zeros, zeros
-    if granularity.kind == "group":
-        groups = _pad_columns(values, granularity.size).unflatten(1, (-1, granularity.size))
-        low, high = groups.amin(-1), groups.amax(-1)
-    else:
-        dims = _reduced_dims(x.dim(), granularity)
-        low, high = (values.amin(dims, keepdim=True), values.amax(dims, keepdim=True)) if dims else (values, values)
-    return torch.minimum(low, zeros), torch.maximum(high, zeros)
+        return x.new_zeros(shape, dtype=torch.float32), x.new_zeros(shape, dtype=torch.float32)
+    low, high = _row_ranges(x, granularity)
+    low = _over_rows(low, x.shape, granularity, torch.amin).reshape(shape)
+    high = _over_rows(high, x.shape, granularity, torch.amax).reshape(shape)
+    return (low.clamp_(max=0), high.clamp_(min=0)) if hold_zero else (low, high)
 
 
 def combine(
     op: Callable[[Tensor, Tensor], Tensor], values: Tensor, per_granule: Tensor, granularity: Granularity
 ) -> Tensor:
     """op(values, per_granule) with what each granule has, in the shape of the scales, against all of its values."""
-    if granularity.kind != "group":
-        return op(values, per_granule)
-    size = granularity.size
-    if values.shape[1] % size == 0:
-        return op(values.unflatten(1, (-1, size)), per_granule.unsqueeze(-1)).flatten(1)
-    spread = per_granule.unsqueeze(-1).expand(-1, -1, size).flatten(1)[:, : values.shape[1]]
-    return op(values, spread)
+    return op(values, spread(per_granule, values.shape, granularity))
 
 
-def smallest_range(span: float) -> float:
-    """The range below which a granule counts as zero: span / range would overflow, or range / span be subnormal.
+def spread(per_granule: Tensor, shape: tuple[int, ...] | torch.Size, granularity: Granularity) -> Tensor:
+    """What each granule has, in the shape of the scales, for every value: a tensor that broadcasts to `shape`."""
+    if granularity.kind not in ("group", "block"):
+        return per_granule
+    columns = per_granule.repeat_interleave(granularity.size, -1)[..., : shape[-1]]
+    if granularity.kind == "group":
+        return columns
+    return columns.repeat_interleave(granularity.rows, 0)[: shape[0]]
 
-    2**(ceil(log2(span)) - 126): 2**-119 for the 127 steps of int8.
+
+def as_matrix(x: Tensor, granularity: Granularity) -> Tensor:
+    """x as a matrix [rows, columns]; a view where its strides allow it. x is not empty."""
+    rows = math.prod(x.shape[:-1])
+    if _by_first_axis(x.dim(), granularity):
+        rows = x.shape[0]
+    return x.reshape(rows, -1)
+
+
+def per_row(per_granule: Tensor, shape: tuple[int, ...] | torch.Size, granularity: Granularity) -> Tensor:
+    """What each granule has, in the shape of the scales, as float32 [rows, granules a row] or [1, granules a row].
+
+    The numbers of whole tensors may also be [N, 1, ...]: several tensors joined along axis 0, one for each row.
     """
-    return math.ldexp(1.0, math.ceil(math.log2(span)) - 126)
+    t = per_granule.to(torch.float32)
+    if t.numel() == 1:
+        return t.reshape(1, 1)
+    if _by_first_axis(len(shape), granularity):
+        return t.reshape(shape[0], 1)
+    match granularity.kind:
+        case "group":
+            return t.reshape(-1, t.shape[-1])
+        case "block":
+            return t.repeat_interleave(granularity.rows, 0)[: shape[0]]
+        case _ if t.shape[-1] == 1:
+            return t.expand(*shape[:-1], 1).reshape(-1, 1)
+        case _:
+            return t.reshape(1, -1)  # one for each index of the last axis
 
 
-def scale_and_factor(extent: Tensor, span: float) -> tuple[Tensor, Tensor]:
-    """(scale, factor) of granules whose range is `extent`, for codes that span `span` steps; float32.
+def in_place(
+    op: Callable[[Tensor, Tensor], Tensor], values: Tensor, per_granule: Tensor, granularity: Granularity
+) -> None:
+    """op(values, per_granule), in place, of rows of `as_matrix` and the rows of `per_row` that belong to them."""
+    columns, granules = values.shape[1], per_granule.shape[1]
+    if granules in (1, columns):
+        op(values, per_granule)
+        return
+    width = granularity.size
+    whole = columns // width
+    op(values[:, : whole * width].unflatten(1, (whole, width)), per_granule[:, :whole, None])
+    if columns % width:
+        op(values[:, whole * width :], per_granule[:, whole:])
 
-    scale = extent / span and factor = span / extent, each rounded once in float32. A range too small to divide by:
-    both 0. A range that is not finite: scale NaN, so that nothing plausible is ever computed from it, and factor 0.
+
+def row_blocks(matrix: Tensor) -> Iterator[slice]:
+    """Slices of rows, each about as much as stays in cache."""
+    size = CPU_BLOCK if matrix.device.type == "cpu" else DEVICE_BLOCK
+    step = max(1, size // max(1, matrix.shape[1]))
+    return (slice(start, min(start + step, matrix.shape[0])) for start in range(0, matrix.shape[0], step))
+
+
+def rows_of(per_granule: Tensor, rows: slice) -> Tensor:
+    """The rows of what `per_row` gives; the one row that stands for all."""
+    return per_granule if per_granule.shape[0] == 1 else per_granule[rows]
+
+
+def _by_first_axis(ndim: int, granularity: Granularity) -> bool:
+    kind = granularity.kind
+    return kind == "sample" or (kind == "channel" and granularity.axis % ndim == 0)
+
+
+def _row_ranges(x: Tensor, granularity: Granularity) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value of each granule within each row of the matrix, float32 [rows, granules a row].
+
+    Where granules go across all rows, a row stands for a block of rows.
     """
-    finite = extent.isfinite()
-    usable = finite & (extent >= smallest_range(span))
-    zero = torch.zeros_like(extent)
-    # A reciprocal of the range times span would round twice, and differ from the kernels at ties.
-    factor = torch.where(usable, torch.full_like(extent, span) / extent, zero)
-    scale = torch.where(usable, extent / span, zero)
-    return torch.where(finite, scale, torch.full_like(extent, math.nan)), factor
+    matrix = as_matrix(x, granularity)
+    of_all = granularity == TENSOR
+    of_columns = granularity.kind == "channel" and granularity.axis % x.dim() == x.dim() - 1 and x.dim() > 1
+    low, high = [], []
+    for rows in row_blocks(matrix):
+        values = matrix[rows].to(torch.float32)
+        for op, found in ((torch.amin, low), (torch.amax, high)):
+            if of_all:
+                found.append(op(values).reshape(1, 1))
+            elif of_columns:
+                found.append(op(values, 0, keepdim=True))
+            else:
+                found.append(_over_columns(values, granularity, op))
+    return torch.cat(low), torch.cat(high)
 
 
-def scaled(x: Tensor, factor: Tensor, granularity: Granularity) -> Tensor:
-    """x * factor in float32, a new tensor; 0 throughout a granule whose factor is 0, NaN and infinity included."""
-    # Only NaN * 0 and infinity * 0 can be NaN here.
-    return combine(torch.mul, x.float(), factor, granularity).nan_to_num_(nan=0.0)
+def _over_columns(values: Tensor, granularity: Granularity, op: Callable[..., Tensor]) -> Tensor:
+    columns, width = values.shape[1], granularity.size
+    if granularity.kind not in ("group", "block") or width >= columns:
+        return op(values, 1, keepdim=True)
+    whole = columns // width
+    head = op(values[:, : whole * width].unflatten(1, (whole, width)), 2)
+    return torch.cat([head, op(values[:, whole * width :], 1, keepdim=True)], 1) if columns % width else head
 
 
-def _reduced_dims(ndim: int, granularity: Granularity) -> list[int]:
+def _over_rows(
+    found: Tensor, shape: tuple[int, ...] | torch.Size, granularity: Granularity, op: Callable[..., Tensor]
+) -> Tensor:
+    """Fold the ranges of rows into those of granules that go across rows."""
     match granularity.kind:
         case "tensor":
-            return list(range(ndim))
-        case "channel":
-            return list(range(1, ndim))
+            return op(found)
+        case "block":
+            whole = found.shape[0] // granularity.rows
+            parts = [
+                op(part.unflatten(0, (-1, min(granularity.rows, part.shape[0]))), 1)
+                for part in (found[: whole * granularity.rows], found[whole * granularity.rows :])
+                if part.shape[0]
+            ]
+            return torch.cat(parts)
+        case "channel" if not _by_first_axis(len(shape), granularity):
+            axis = granularity.axis % len(shape)
+            if axis == len(shape) - 1:
+                return op(found, 0)
+            other = [i for i in range(len(shape)) if i != axis]
+            return op(found.reshape(*shape[:-1], 1), other)
         case _:
-            return [ndim - 1]
-
-
-def _pad_columns(x: Tensor, size: int) -> Tensor:
-    missing = -x.shape[1] % size
-    return torch.nn.functional.pad(x, (0, missing)) if missing else x  # a pad by nothing copies
+            return found

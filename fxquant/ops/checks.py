@@ -6,18 +6,20 @@ import torch
 from torch import Tensor
 
 from fxquant.errors import InvalidSpec, ShapeMismatch, UnsupportedActivation
-from fxquant.numerics import MAX_IN_FEATURES, check_shape, packed_shape
-from fxquant.spec import FLOAT8_E4M3FN, FLOAT8_E5M2, INT8, TensorSpec
+from fxquant.numerics import MAX_IN_FEATURES, check_shape, packed_shape, scale_shape
+from fxquant.spec import INT8, TensorSpec
 
 ACTIVATION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def activation_spec(op: str, text: str) -> TensorSpec:
-    """The spec of a dynamically quantized activation: int8 or float8, symmetric, per token or tensor."""
+def activation_spec(op: str, x: Tensor, text: str) -> TensorSpec:
+    """The spec of a dynamically quantized activation: symmetric int8 or a float format, not by channel or block."""
     spec = TensorSpec.parse(text)
-    known = spec.format in (INT8, FLOAT8_E4M3FN, FLOAT8_E5M2) and spec.scheme == "symmetric"
-    if not known or spec.granularity.kind not in ("token", "tensor"):
-        raise InvalidSpec(text, f"{op} takes int8 or float8, symmetric, per token or tensor, such as int8/token")
+    known = (spec.format == INT8 or spec.format.kind == "float") and spec.scheme == "symmetric"
+    if not known or spec.granularity.kind not in ("tensor", "token", "sample", "group"):
+        wanted = f"{op} takes int8 or a float format, symmetric, per tensor, token, sample or group, such as int8/token"
+        raise InvalidSpec(text, wanted)
+    check_granularity(op, x, spec)
     return spec
 
 
@@ -34,6 +36,33 @@ def check_granularity(op: str, x: Tensor, spec: TensorSpec) -> None:
     problem = check_shape(x.shape, spec.granularity)
     if problem:
         raise ShapeMismatch(op, f"a tensor of shape {list(x.shape)} for spec {spec}", f"another shape ({problem})")
+
+
+def check_scale(op: str, codes: Tensor, scale: Tensor, spec: TensorSpec) -> None:
+    """scale has the dtype and the shape that the spec gives; [N, 1, ...] too for tensors joined along axis 0."""
+    wanted = scale_shape(codes.shape, spec.granularity)
+    shapes = [wanted, joined_shape(codes)] if spec.granularity.kind == "tensor" and codes.dim() else [wanted]
+    if scale.dtype != spec.scale_dtype or list(scale.shape) not in shapes:
+        met = f"scale of shape {list(scale.shape)} and dtype {scale.dtype}"
+        raise ShapeMismatch(op, met, f"{spec.scale_dtype} of shape {wanted} for spec {spec}")
+
+
+def check_tensor_scale(op: str, codes: Tensor, tensor_scale: Tensor | None, spec: TensorSpec) -> None:
+    """There is a tensor_scale, float32 [1, 1] or [N, 1], where the spec has one."""
+    if not spec.has_tensor_scale:
+        return
+    wanted = [1] * codes.dim()
+    met = "no tensor_scale"
+    if tensor_scale is not None:
+        if tensor_scale.dtype == torch.float32 and list(tensor_scale.shape) in (wanted, joined_shape(codes)):
+            return
+        met = f"tensor_scale of shape {list(tensor_scale.shape)} and dtype {tensor_scale.dtype}"
+    raise ShapeMismatch(op, met, f"float32 of shape {wanted} for spec {spec}")
+
+
+def joined_shape(codes: Tensor) -> list[int]:
+    """Shape of numbers that belong to whole tensors, after these were joined along axis 0: one a row."""
+    return [codes.shape[0]] + [1] * (codes.dim() - 1)
 
 
 def check_devices(op: str, **tensors: Tensor | None) -> None:

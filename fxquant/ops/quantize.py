@@ -13,64 +13,95 @@ from torch import Tensor
 
 from fxquant.algorithms import quantize
 from fxquant.errors import GradientsNeedTraining, ShapeMismatch
-from fxquant.numerics import decode, scale_shape
-from fxquant.ops.checks import activation_spec, check_activation, check_devices, check_granularity
+from fxquant.numerics import Codes, decode, scale_shape
+from fxquant.ops.checks import (
+    activation_spec,
+    check_activation,
+    check_devices,
+    check_granularity,
+    check_scale,
+    check_tensor_scale,
+)
 from fxquant.ops.library import declare, no_gradient
 from fxquant.spec import TensorSpec
 
 
-def quantize_dynamic(x: Tensor, spec: str) -> tuple[Tensor, Tensor]:
+def quantize_dynamic(x: Tensor, spec: str) -> tuple[Tensor, Tensor, Tensor]:
     """Quantize an activation by its own range.
 
-    x [..., K] float32, bfloat16 or float16 -> codes like x, scale float32 [..., 1] (token) or [1, ..., 1] (tensor).
+    x [..., K] float32, bfloat16 or float16 -> codes like x; scale in the shape of the granularity and the dtype of the
+    spec; tensor_scale float32 [1, ..., 1], or empty where the spec has none.
     """
     check_activation("fxquant.quantize_dynamic", x)
-    codes, scale, _ = quantize(x, activation_spec("fxquant.quantize_dynamic", spec))
-    return codes, scale
+    codes, scale, _, tensor_scale = quantize(x, activation_spec("fxquant.quantize_dynamic", x, spec))
+    return codes, scale, tensor_scale
 
 
-def _quantize_dynamic_fake(x: Tensor, spec: str) -> tuple[Tensor, Tensor]:
+def _quantize_dynamic_fake(x: Tensor, spec: str) -> tuple[Tensor, Tensor, Tensor]:
     check_activation("fxquant.quantize_dynamic", x)
-    parsed = activation_spec("fxquant.quantize_dynamic", spec)
-    return _codes_and_scale_like(x, parsed)
+    codes, scale, _, tensor_scale = _codes_like(x, activation_spec("fxquant.quantize_dynamic", x, spec))
+    return codes, scale, tensor_scale
 
 
 def int8_quantize_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
     """quantize_dynamic(x, "int8/token"): x [..., K] -> codes int8 [..., K], scale float32 [..., 1]."""
-    return quantize_dynamic(x, "int8/token")
+    return quantize_dynamic(x, "int8/token")[:2]
 
 
 def _int8_quantize_per_token_fake(x: Tensor) -> tuple[Tensor, Tensor]:
-    return _quantize_dynamic_fake(x, "int8/token")
+    return _quantize_dynamic_fake(x, "int8/token")[:2]
 
 
-def quantize_weight(w: Tensor, spec: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantize a weight: codes like w, scale float32, zero_point uint8 like scale (affine) or empty (symmetric)."""
-    parsed = _weight_spec(w, spec)
-    codes, scale, zero_point = quantize(w, parsed)
-    return codes, scale, zero_point
+def quantize_weight(w: Tensor, spec: str, algorithm: str = "auto") -> Codes:
+    """Quantize a weight by the algorithm of that name (see `fxquant.algorithms`).
+
+    w of any float dtype -> codes like w; scale and zero_point in the shape of the granularity; tensor_scale.
+    What a spec does not have is empty. Dtypes: see `fxquant.numerics.Codes`.
+    """
+    return quantize(w, _weight_spec(w, spec), algorithm)
 
 
-def _quantize_weight_fake(w: Tensor, spec: str) -> tuple[Tensor, Tensor, Tensor]:
-    parsed = _weight_spec(w, spec)
-    codes, scale = _codes_and_scale_like(w, parsed)
-    zero_shape = scale.shape if parsed.scheme == "affine" else [0]
-    return codes, scale, w.new_empty(zero_shape, dtype=torch.uint8)
+def _quantize_weight_fake(w: Tensor, spec: str, algorithm: str = "auto") -> Codes:
+    return _codes_like(w, _weight_spec(w, spec))
 
 
-def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, dtype: torch.dtype) -> Tensor:
-    """(codes - zero_point) * scale in float32, then `dtype`; in the shape of codes, contiguous."""
-    return decode(codes, scale, zero_point, _dequantize_spec(codes, scale, zero_point, spec, dtype), dtype)
+def dequantize(
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    spec: str,
+    dtype: torch.dtype,
+    tensor_scale: Tensor | None = None,
+) -> Tensor:
+    """The values that codes stand for, computed in float32 as `fxquant.numerics.decode` says, then rounded to `dtype`.
+
+    Returns the shape of codes, contiguous.
+    """
+    parsed = _dequantize_spec(codes, scale, zero_point, spec, dtype, tensor_scale)
+    return decode(codes, scale, zero_point, parsed, dtype, tensor_scale)
 
 
-def _dequantize_fake(codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, dtype: torch.dtype) -> Tensor:
-    _dequantize_spec(codes, scale, zero_point, spec, dtype)
+def _dequantize_fake(
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    spec: str,
+    dtype: torch.dtype,
+    tensor_scale: Tensor | None = None,
+) -> Tensor:
+    _dequantize_spec(codes, scale, zero_point, spec, dtype, tensor_scale)
     return torch.empty(codes.shape, dtype=dtype, device=codes.device)
 
 
-def _codes_and_scale_like(x: Tensor, spec: TensorSpec) -> tuple[Tensor, Tensor]:
-    codes = torch.empty(x.shape, dtype=spec.code_dtype, device=x.device)
-    return codes, torch.empty(scale_shape(x.shape, spec.granularity), dtype=torch.float32, device=x.device)
+def _codes_like(x: Tensor, spec: TensorSpec) -> Codes:
+    shape = scale_shape(x.shape, spec.granularity)
+    zero_dtype = spec.scale_dtype if spec.scheme == "shift" else torch.uint8
+    return Codes(
+        torch.empty(x.shape, dtype=spec.code_dtype, device=x.device),
+        torch.empty(shape, dtype=spec.scale_dtype, device=x.device),
+        torch.empty(shape if spec.has_zero_point else [0], dtype=zero_dtype, device=x.device),
+        torch.empty([1] * x.dim() if spec.has_tensor_scale else [0], dtype=torch.float32, device=x.device),
+    )
 
 
 def _weight_spec(w: Tensor, spec: str) -> TensorSpec:
@@ -82,21 +113,23 @@ def _weight_spec(w: Tensor, spec: str) -> TensorSpec:
 
 
 def _dequantize_spec(
-    codes: Tensor, scale: Tensor, zero_point: Tensor | None, spec: str, dtype: torch.dtype
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    spec: str,
+    dtype: torch.dtype,
+    tensor_scale: Tensor | None,
 ) -> TensorSpec:
     op, parsed = "fxquant.dequantize", TensorSpec.parse(spec)
     check_granularity(op, codes, parsed)
-    check_devices(op, codes=codes, scale=scale, zero_point=zero_point)
+    check_devices(op, codes=codes, scale=scale, zero_point=zero_point, tensor_scale=tensor_scale)
     if codes.dtype != parsed.code_dtype:
         raise ShapeMismatch(op, f"codes of dtype {codes.dtype}", f"{parsed.code_dtype} for spec {parsed}")
-    wanted = scale_shape(codes.shape, parsed.granularity)
-    if scale.dtype != torch.float32 or list(scale.shape) != wanted:
-        raise ShapeMismatch(
-            op, f"scale of shape {list(scale.shape)} and dtype {scale.dtype}", f"float32 of shape {wanted}"
-        )
-    if parsed.scheme == "affine" and (zero_point is None or zero_point.shape != scale.shape):
+    check_scale(op, codes, scale, parsed)
+    if parsed.has_zero_point and (zero_point is None or zero_point.shape != scale.shape):
         met = "no zero_point" if zero_point is None else f"zero_point of shape {list(zero_point.shape)}"
-        raise ShapeMismatch(op, met, f"one of shape {wanted} for spec {parsed}")
+        raise ShapeMismatch(op, met, f"one of shape {list(scale.shape)} for spec {parsed}")
+    check_tensor_scale(op, codes, tensor_scale, parsed)
     if not dtype.is_floating_point:
         raise ShapeMismatch(op, f"dtype {dtype}", "a float dtype")
     return parsed
@@ -114,7 +147,7 @@ def _refuse(op: str) -> Any:
 
 
 declare(
-    "quantize_dynamic(Tensor x, str spec) -> (Tensor codes, Tensor scale)",
+    "quantize_dynamic(Tensor x, str spec) -> (Tensor codes, Tensor scale, Tensor tensor_scale)",
     reference=quantize_dynamic,
     fake=_quantize_dynamic_fake,
     backward=_refuse("quantize_dynamic"),
@@ -126,14 +159,16 @@ declare(
     backward=_refuse("int8_quantize_per_token"),
 )
 declare(
-    "quantize_weight(Tensor w, str spec) -> (Tensor codes, Tensor scale, Tensor zero_point)",
+    'quantize_weight(Tensor w, str spec, str algorithm="auto") '
+    "-> (Tensor codes, Tensor scale, Tensor zero_point, Tensor tensor_scale)",
     reference=quantize_weight,
     fake=_quantize_weight_fake,
     backward=no_gradient,
     setup_context=_constants,
 )
 declare(
-    "dequantize(Tensor codes, Tensor scale, Tensor? zero_point, str spec, ScalarType dtype) -> Tensor",
+    "dequantize(Tensor codes, Tensor scale, Tensor? zero_point, str spec, ScalarType dtype, "
+    "Tensor? tensor_scale=None) -> Tensor",
     reference=dequantize,
     fake=_dequantize_fake,
     backward=_refuse("dequantize"),

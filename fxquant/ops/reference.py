@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+from fxquant.ops.coded_linear import linear_dynamic, linear_weight_only
+from fxquant.ops.convolution import conv_weight_only, int8_conv_dynamic
+from fxquant.ops.embedding import embedding_dequantize
+from fxquant.ops.fake_quantize import fake_quantize
 from fxquant.ops.linear import int8_linear, int8_linear_dynamic, int8_linear_weight_only, int8_pack, int8_unpack
+from fxquant.ops.panels import decode_weight, pack_granules, pack_panels, unpack_panels
 from fxquant.ops.quantize import dequantize, int8_quantize_per_token, quantize_dynamic, quantize_weight
+from fxquant.ops.storage import pack_rows, unpack_rows
 
 __all__ = [
+    "conv_weight_only",
+    "decode_weight",
     "dequantize",
+    "embedding_dequantize",
+    "fake_quantize",
+    "int8_conv_dynamic",
     "int8_linear",
     "int8_linear_dynamic",
     "int8_linear_weight_only",
     "int8_pack",
     "int8_quantize_per_token",
     "int8_unpack",
+    "linear_dynamic",
+    "linear_weight_only",
+    "pack_granules",
+    "pack_panels",
+    "pack_rows",
     "quantize_dynamic",
     "quantize_weight",
+    "unpack_panels",
+    "unpack_rows",
 ]

@@ -9,10 +9,11 @@ import torch
 from torch.fx import GraphModule, Node
 
 from fxquant.annotation import Declined, PassResult, amend_note, note_of
-from fxquant.graphs import constant_nodes, value_of, written_nodes
+from fxquant.graphs import ancestors, constant_nodes, value_of, written_nodes
 from fxquant.passes.base import Pass
-from fxquant.passes.sites import bias_of, linears, weight_of, where
-from fxquant.spec import Decision
+from fxquant.passes.sites import where
+from fxquant.products import Form, Kind, bias_of, products, weight_of
+from fxquant.spec import Decision, TensorSpec
 
 _FLOAT = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -24,40 +25,68 @@ class Annotate(Pass):
     before:  y = linear(x, @w)
     after:   y = linear(x, @w)      {w=int8/channel x=int8/token}
 
-    `decide` answers for a module path (or for several, if a shared weight has more than one).
+    `decide` answers for a module path (or for several, if a shared weight has more than one) and the kind of product:
+    linear, conv or embedding.
     """
 
-    decide: Callable[[tuple[str, ...]], Decision]
+    decide: Callable[[tuple[str, ...], Kind], Decision]
     name = "annotate"
 
     def run(self, gm: GraphModule) -> PassResult:
-        result = PassResult()
-        constant, written = constant_nodes(gm), written_nodes(gm)
-        for node in linears(gm):
-            if why := _why_not(node, constant, written):
+        result, graph = PassResult(), _Graph.of(gm)
+        for node, form in products(gm):
+            if why := graph.why_not(node, form):
                 amend_note(node, reason=why)
                 result.declined.append(Declined(where(node), why, node.name))
                 continue
-            decision = self.decide(note_of(node).paths)
-            amend_note(node, spec=decision.spec, reason=decision.reason)
-            if decision.spec is None:
-                result.declined.append(Declined(where(node), decision.reason, node.name))
+            spec, reason = self.decide(note_of(node).paths, form.kind)
+            if spec is not None and spec.weights is not None and (why := _why_unfit(node, form, spec.weights)):
+                spec, reason = None, why
+            amend_note(node, spec=spec, reason=reason)
+            if spec is None:
+                result.declined.append(Declined(where(node), reason, node.name))
             else:
                 result.changed += 1
         return result
 
 
-def _why_not(node: Node, constant: set[Node], written: set[Node]) -> str:
-    weight, bias = weight_of(node), bias_of(node)
-    w = value_of(weight)
-    if weight not in constant:
-        return f"the weight is computed from an activation (at {weight.name})"
-    if weight in written or bias in written:
-        return "the model writes to the weight while it runs"
-    if w.dtype not in _FLOAT:
-        return f"the weight is {w.dtype}: float32, bfloat16 or float16 is needed"
-    if w.dim() != 2:
-        return f"the weight has {w.dim()} dimensions, a linear wants 2"
-    if not all(isinstance(size, int) for size in w.shape) or 0 in w.shape:
-        return f"the weight's shape {tuple(w.shape)} is empty or not fixed"
-    return ""
+@dataclass(frozen=True)
+class _Graph:
+    """What is known of the graph's values: constants, those written to, those that some weight is computed from."""
+
+    constant: set[Node]
+    written: set[Node]
+    in_weights: set[Node]
+
+    @staticmethod
+    def of(gm: GraphModule) -> _Graph:
+        constant = constant_nodes(gm)
+        weights = [weight for node, _ in products(gm) if (weight := weight_of(node)) in constant]
+        return _Graph(constant, written_nodes(gm), set(ancestors(weights)))
+
+    def why_not(self, node: Node, form: Form) -> str:
+        """Why the product cannot be quantized, whatever the configuration says; empty if it can."""
+        weight, bias = weight_of(node), bias_of(node)
+        w = value_of(weight)
+        if weight not in self.constant:
+            return f"the weight is computed from an activation (at {weight.name})"
+        if weight in self.written or bias in self.written:
+            return "the model writes to the weight while it runs"
+        if node in self.in_weights:
+            return "its result is the weight of another product, which is quantized as a whole"
+        if w.dtype not in _FLOAT:
+            return f"the weight is {w.dtype}: float32, bfloat16 or float16 is needed"
+        if w.dim() not in form.ranks:
+            wanted = " or ".join(map(str, form.ranks))
+            return f"the weight has {w.dim()} dimensions, {form.word} wants {wanted}"
+        if not all(isinstance(size, int) for size in w.shape) or 0 in w.shape:
+            return f"the weight's shape {tuple(w.shape)} is empty or not fixed"
+        return ""
+
+
+def _why_unfit(node: Node, form: Form, spec: TensorSpec) -> str:
+    """Why a weight of this shape cannot have that spec; a convolution's is [O, all the rest]."""
+    w = value_of(weight_of(node))
+    shape = [w.shape[0], w[0].numel()] if form.kind == "conv" else list(w.shape)
+    problem = spec.granularity.unfit(shape)
+    return f"the weight cannot be {spec}: {problem}" if problem else ""

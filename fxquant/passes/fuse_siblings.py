@@ -18,9 +18,10 @@ from fxquant.graphs import (
     value_of,
 )
 from fxquant.passes.base import Pass
-from fxquant.passes.sites import LINEAR, activation_of, bias_of, linears, place_before, weight_of, where
+from fxquant.passes.joining import CAT, JOINED_BY, why_no_joined_scale
+from fxquant.passes.sites import place_before, where
+from fxquant.products import LINEAR, activation_of, bias_of, products, weight_of
 
-_CAT = torch.ops.aten.cat.default
 _SPLIT = torch.ops.aten.split_with_sizes.default
 _CLONE = torch.ops.aten.clone.default
 
@@ -33,11 +34,12 @@ class FuseSiblings(Pass):
     after:   q, k, v = split(linear(x, cat(Wq, Wk, Wv)))
 
     Siblings are found by walking the users of a value, so any number and any widths join: q/k/v of grouped-query
-    attention, gate/up, the keys and values of cross-attention. Joining never changes a code: every output row keeps
-    its own scale.
+    attention, gate/up, the keys and values of cross-attention. Joining never changes a code: rows that have scales of
+    their own keep them, and where a scale is of the whole weight, insert-qdq quantizes the parts (see `joining`).
+    Convolutions of one value stay apart.
     """
 
-    name = "fuse-siblings"
+    name = JOINED_BY
 
     def run(self, gm: GraphModule) -> PassResult:
         result = PassResult()
@@ -54,9 +56,10 @@ class FuseSiblings(Pass):
 
 def _sibling_groups(gm: GraphModule) -> list[list[Node]]:
     by_value: dict[Node, list[Node]] = {}
-    for node in linears(gm):
-        if note_of(node).spec is not None:
-            by_value.setdefault(activation_of(node), []).append(node)
+    for node, form in products(gm):
+        x = activation_of(node)
+        if form.kind == "linear" and x is not None and note_of(node).spec is not None:
+            by_value.setdefault(x, []).append(node)
     return [group for group in by_value.values() if len(group) > 1]
 
 
@@ -65,8 +68,8 @@ def _why_not(group: list[Node]) -> str:
     weights = [weight_of(n) for n in group]
     if len(specs) > 1:
         return "the linears want different specs: " + ", ".join(str(s) for s in specs)
-    if specs[0] is not None and specs[0].weights is not None and specs[0].weights.granularity.kind == "tensor":
-        return "one scale for a whole weight: joining would change the numbers"
+    if specs[0] is not None and (why := why_no_joined_scale(specs[0], [int(value_of(w).shape[0]) for w in weights])):
+        return why
     if len({bias_of(n) is None for n in group}) > 1:
         return "some of the linears have a bias and some have none"
     if len({(value_of(n).dtype, value_of(n).device) for n in (*weights, *filter(None, map(bias_of, group)))}) > 1:
@@ -75,7 +78,8 @@ def _why_not(group: list[Node]) -> str:
         return "the products differ in dtype (autocast)"
     if any(len(w.users) > 1 for w in weights):
         return "a weight is used elsewhere too (tied or shared)"
-    if is_written_between(activation_of(group[0]), group[0], group[-1]):
+    x = activation_of(group[0])
+    if x is not None and is_written_between(x, group[0], group[-1]):
         return "the model writes to their input between them"
     return ""
 
@@ -87,8 +91,8 @@ def _join(gm: GraphModule, group: list[Node]) -> None:
     place_before([*weights, *biases], first)
     paths = tuple(p for n in group for p in note_of(n).paths)
     with graph.inserting_before(first):
-        weight = add_call(graph, _CAT, (weights,), like=first, made_by=FuseSiblings.name)
-        bias = add_call(graph, _CAT, (biases,), like=first, made_by=FuseSiblings.name) if biases else None
+        weight = add_call(graph, CAT, (weights,), like=first, made_by=FuseSiblings.name)
+        bias = add_call(graph, CAT, (biases,), like=first, made_by=FuseSiblings.name) if biases else None
         args = (activation_of(first), weight) if bias is None else (activation_of(first), weight, bias)
         with entered(autocast_regions(gm).get(first, ())):
             wide = add_call(graph, LINEAR, args, like=first, made_by=FuseSiblings.name)

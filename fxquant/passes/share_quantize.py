@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch.fx import GraphModule, Node
 from fxquant.annotation import PassResult, amend_note, note_of
 from fxquant.graphs import written_by
 from fxquant.passes.base import Pass
-from fxquant.passes.insert_qdq import DEQUANTIZE, QUANTIZE_DYNAMIC, QUANTIZE_WEIGHT
+from fxquant.passes.insert_qdq import QUANTIZE_DYNAMIC, QUANTIZE_WEIGHT, InsertQdq
 
 _QUANTIZE = (QUANTIZE_DYNAMIC, QUANTIZE_WEIGHT)
 
@@ -23,7 +22,8 @@ class ShareQuantize(Pass):
     before:  a = linear(dequantize(quantize(x)), Wa)   b = linear(dequantize(quantize(x)), Wb)
     after:   d = dequantize(quantize(x))               a = linear(d, Wa)   b = linear(d, Wb)
 
-    What is left for this pass are siblings that could not be joined, and a weight that is used twice.
+    What is left for this pass are siblings that could not be joined, and a weight that is used twice: by a module that
+    is called twice, or by an embedding and the head tied to it.
     """
 
     name = "share-quantize"
@@ -36,7 +36,7 @@ class ShareQuantize(Pass):
                 seen.clear()  # the same node may stand for another value from here on
             if not _is_ours(node):
                 continue
-            twin = seen.setdefault((node.target, node.args), node)
+            twin = seen.setdefault((node.target, node.args, tuple(node.kwargs.items())), node)
             if twin is not node:
                 paths = dict.fromkeys((*note_of(twin).paths, *note_of(node).paths))
                 amend_note(twin, paths=tuple(paths))
@@ -47,6 +47,5 @@ class ShareQuantize(Pass):
 
 
 def _is_ours(node: Node) -> bool:
-    """A node that insert-qdq made: quantize, an element of what it gives, dequantize."""
-    source = node.args[0] if node.target is operator.getitem else None
-    return node.target in (*_QUANTIZE, DEQUANTIZE) or (isinstance(source, Node) and source.target in _QUANTIZE)
+    """A node that insert-qdq made of a value: quantize, an element of what it gives, a flattened weight, dequantize."""
+    return node.op == "call_function" and InsertQdq.name in note_of(node).made_by

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from fxquant.report.records import ParameterFacts, Site, Uncovered, parameter_facts
+from fxquant.report.records import ParameterFacts, Site, SiteSqnr, Uncovered, parameter_facts
 from fxquant.report.reports import GraphReport, ModelReport
 from fxquant.report.snapshot import Snapshot, snapshot
-from fxquant.report.walk import is_kernel, is_linear, is_site, site_graph
+from fxquant.report.walk import is_kernel, is_product, is_site, site_graph
 
 __all__ = [
     "GraphReport",
     "ModelReport",
     "ParameterFacts",
     "Site",
+    "SiteSqnr",
     "Snapshot",
     "Uncovered",
     "is_kernel",
-    "is_linear",
+    "is_product",
     "is_site",
     "parameter_facts",
     "site_graph",

@@ -11,7 +11,7 @@ from fxquant.report.records import Site, Uncovered, stable_text, unique
 from fxquant.report.snapshot import FloatSite, Snapshot
 from fxquant.report.walk import (
     is_by_config,
-    is_linear,
+    is_product,
     is_site,
     kernel_of,
     leaf_bytes,
@@ -20,6 +20,7 @@ from fxquant.report.walk import (
     status_of,
     weight_leaves,
 )
+from fxquant.spec import LinearSpec
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,16 @@ def _site(
         op=op_of(node),
         members=members,
         node=node.name,
+        algorithm=_algorithm(note.spec),
     )
+
+
+def _algorithm(spec: LinearSpec | None) -> str:
+    """How the codes of the weight are chosen; "auto" by its own name."""
+    if spec is None or spec.weights is None:
+        return ""
+    plain = "minmax" if spec.weights.has_zero_point else "absmax"
+    return plain if spec.algorithm == "auto" else spec.algorithm
 
 
 def _weights_of(
@@ -82,7 +92,7 @@ def _weights_of(
     """The float weights that a site of the lowered graph stands for, as attribute names of the captured graph."""
     direct = [name for leaf in leaves for name in (str(leaf.target), leaf.name) if name in before.weights]
     known = unique([*(name for origin in origins for name in origin.weights), *direct])
-    is_quantized = is_site(node) and (not is_linear(node) or note_of(node).spec is not None)
+    is_quantized = is_site(node) and (not is_product(node) or note_of(node).spec is not None)
     if is_quantized and not any(before.weights[name].is_matrix for name in known):
         return unique([*before.inside(note_of(node).paths), *known])
     return known
@@ -113,10 +123,12 @@ def _origins(before: Snapshot, sites: list[Node]) -> dict[Node, tuple[FloatSite,
 
 def _belongs(origin: FloatSite, node: Node) -> bool:
     paths = note_of(node).paths
+    if origin.op != op_of(node):
+        return False
     return set(origin.paths) <= set(paths) if origin.paths else not paths
 
 
 def _why_unread(readers: tuple[str, ...]) -> str:
     if not readers:
         return "nothing in the graph reads it"
-    return f"read by {', '.join(readers)}, which is not a linear"
+    return f"read by {', '.join(readers)}, which is no product that is quantized"

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch.nn import Module
 
@@ -15,6 +15,7 @@ from fxquant.annotation import joined_path
 Status = Literal["lowered", "reference", "fallback", "skipped", "declined", "float"]
 STATUSES: tuple[Status, ...] = ("lowered", "reference", "fallback", "skipped", "declined", "float")
 QUANTIZED: tuple[Status, ...] = ("lowered", "reference", "fallback")
+KINDS = ("linear", "conv", "embedding")
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,13 @@ class Site:
 
     ``status``: "lowered" runs on a quantized kernel; "reference" on dequantize and the float op; "fallback" on the
     quantized ops in eager, outside any graph; "skipped" stays float by the configuration; "declined" could not be
-    quantized; "float" stays float because quantized would be slower. ``reason`` says why it is not "lowered".
-    ``members`` counts the products of the model in it, more than one after siblings were joined. ``parameter_names``
-    are the model's names of the float parameters; ``bytes_after`` counts what the site reads in their place.
-    ``op`` is "linear", or the op that was never made one ("embedding", "conv2d"); ``node`` its name in the graph;
-    ``sqnr`` in dB, None if not measured.
+    quantized; "float" stays float because quantized would be slower, or because it has no weight. ``reason`` says why
+    it is not "lowered". ``members`` counts the products of the model in it, more than one after siblings were joined.
+    ``parameter_names`` are the model's names of the float parameters; ``bytes_after`` counts what the site reads in
+    their place.
+    ``op`` is one of `KINDS`, or the op that was never made one ("lstm", "matmul"); ``node`` its name in the graph;
+    ``spec_text`` says format and granularity of weights and activations, ``algorithm`` how the codes of the weight were
+    chosen. ``sqnr`` of the output and ``weight_sqnr`` in dB, None if not measured.
     """
 
     paths: tuple[str, ...]
@@ -42,7 +45,9 @@ class Site:
     op: str = "linear"
     members: int = 1
     node: str = ""
+    algorithm: str = ""
     sqnr: float | None = None
+    weight_sqnr: float | None = None
 
     @property
     def path(self) -> str:
@@ -52,6 +57,18 @@ class Site:
     @property
     def is_quantized(self) -> bool:
         return self.status in QUANTIZED
+
+    @property
+    def reason_with_op(self) -> str:
+        """The reason; of an op that is not one of `KINDS`, with its name."""
+        return self.reason if self.op in KINDS else f"{self.op}: {self.reason}"
+
+
+class SiteSqnr(NamedTuple):
+    """Signal to quantization noise in dB on one batch: of a site's output, and of its weight; None if not known."""
+
+    output: float | None = None
+    weight: float | None = None
 
 
 @dataclass(frozen=True)

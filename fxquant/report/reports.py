@@ -12,7 +12,7 @@ from fxquant.annotation import Declined, PassResult
 from fxquant.graphs import CapturedGraph
 from fxquant.report import summary
 from fxquant.report.collect import rows_of
-from fxquant.report.records import STATUSES, ParameterFacts, Site, Uncovered, plain, stable_text
+from fxquant.report.records import KINDS, STATUSES, ParameterFacts, Site, SiteSqnr, Uncovered, plain, stable_text
 from fxquant.report.snapshot import Snapshot, snapshot
 
 
@@ -69,18 +69,23 @@ class GraphReport:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many linears of the model have each status."""
-        linears = [site for site in self.sites if site.op == "linear"]
-        found = {status: sum(s.members for s in linears if s.status == status) for status in STATUSES}
+        """How many linears, convolutions and embeddings of the model have each status."""
+        return self.counts_of(*KINDS)
+
+    def counts_of(self, *ops: str) -> dict[str, int]:
+        """How many products of the model with these ops have each status."""
+        sites = [site for site in self.sites if site.op in ops]
+        found = {status: sum(s.members for s in sites if s.status == status) for status in STATUSES}
         return {status: count for status, count in found.items() if count}
 
     def serving(self, sets: Iterable[Mapping[str, str]]) -> GraphReport:
         """The same report, with the other parameter sets that the graph is called with."""
         return replace(self, sets=tuple(dict(one) for one in sets))
 
-    def with_sqnr(self, sqnr: Mapping[str, float]) -> GraphReport:
-        """The same report with the SQNR in dB of each site, by its node name."""
-        return replace(self, sites=tuple(replace(site, sqnr=sqnr.get(site.node)) for site in self.sites))
+    def with_sqnr(self, sqnr: Mapping[str, SiteSqnr]) -> GraphReport:
+        """The same report with the SQNR of each site, by its node name."""
+        known = ((site, sqnr.get(site.node, SiteSqnr())) for site in self.sites)
+        return replace(self, sites=tuple(replace(site, sqnr=s.output, weight_sqnr=s.weight) for site, s in known))
 
     def fates(self) -> dict[str, str]:
         """For each parameter name, in every set served: "" if it is quantized, else why it is not."""
@@ -90,7 +95,7 @@ class GraphReport:
                 if site.is_quantized:
                     fates[name] = ""
                 elif name not in fates:
-                    fates[name] = f"{site.op}: {site.reason}" if site.op != "linear" else site.reason or site.status
+                    fates[name] = site.reason_with_op or site.status
         for other in self.sets:
             for name, fate in list(fates.items()):
                 if name in other:

@@ -11,7 +11,7 @@ from torch.fx import Node
 from fxquant.annotation import note_of
 from fxquant.graphs import CapturedGraph, CapturedWeight, target_name, value_of
 from fxquant.report.records import unique
-from fxquant.report.walk import bytes_of, is_site, weight_leaves
+from fxquant.report.walk import bytes_of, is_site, op_of, weight_leaves
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class FloatSite:
 
     paths: tuple[str, ...]
     weights: tuple[str, ...]
+    op: str
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def snapshot(captured: CapturedGraph) -> Snapshot:
     names = {weight.name for weight in captured.weights}
     leaves = weight_leaves(captured.gm, names)
     sites = tuple(
-        FloatSite(note_of(node).paths, tuple(str(leaf.target) for leaf in found if leaf.target in names))
+        FloatSite(note_of(node).paths, tuple(str(leaf.target) for leaf in found if leaf.target in names), op_of(node))
         for node, found in leaves.items()
         if is_site(node)
     )

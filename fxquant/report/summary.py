@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from fxquant.report.records import STATUSES, Site, Uncovered
+from fxquant.report.records import KINDS, STATUSES, Site, Uncovered
 
 if TYPE_CHECKING:
     from fxquant.report.reports import GraphReport, ModelReport
 
 _WORST = 5
+_WORDS = {"linear": "linear", "conv": "convolution", "embedding": "embedding"}
 # A component of a path that is a number: "layers.3.mlp".
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 _BARE_DOOR = (
@@ -62,8 +63,8 @@ def _ranges(numbers: list[int]) -> str:
 
 def graph_text(report: GraphReport) -> str:
     """The summary of one graph, as it stands in ``00-summary.txt``."""
-    lines = [_headline(report), *_site_lines(report.sites)]
-    lines += _declined_lines(report)
+    lines = [_headline(report), *_site_lines(report.sites), *_quantized_lines(report.sites)]
+    lines += [*_shared_lines(report.sites), *_declined_lines(report)]
     if report.misses:
         rows = [(miss.where, f"{miss.reason}{f' (at %{miss.node})' if miss.node else ''}") for miss in report.misses]
         lines += ["closest misses", *_table(rows)]
@@ -85,6 +86,7 @@ def model_text(report: ModelReport) -> str:
     lines = [_coverage_line(report)] if known else [_count(len(report.graphs), "graph"), _BARE_DOOR]
     if report.fallbacks:
         lines += [f"{_count(len(report.fallbacks), 'module')} in eager", *_site_lines(report.fallbacks)]
+        lines += _quantized_lines(report.fallbacks)
     if report.uncovered:
         total = sum(row.bytes for row in report.uncovered)
         title = f"not quantized: {_count(len(report.uncovered), 'parameter')}, {size_text(total)} (size of each)"
@@ -103,15 +105,18 @@ def _coverage_line(report: ModelReport) -> str:
 
 
 def _headline(report: GraphReport) -> str:
-    counts = report.counts
-    if not counts:
-        line = f"{report.name}: no linears."
-    else:
-        words = ", ".join(f"{count} {status}" for status, count in counts.items())
-        line = f"{report.name}: {_count(sum(counts.values()), 'linear')}: {words}."
-    others = sum(1 for site in report.sites if site.op != "linear")
-    line += f" {_count(others, 'other op')} with weights." if others else ""
-    return f"{line}   weights {size_text(report.bytes_before)} -> {size_text(report.bytes_after)}"
+    parts = []
+    for op in KINDS:
+        if counts := report.counts_of(op):
+            words = ", ".join(f"{count} {status}" for status, count in counts.items())
+            parts.append(f"{_count(sum(counts.values()), _WORDS[op])}: {words}.")
+    rest = [site for site in report.sites if site.op not in KINDS]
+    others = sum(1 for site in rest if site.parameter_names)
+    parts = parts or ["no linears, convolutions or embeddings."]
+    parts += [f"{_count(others, 'other op')} with weights."] if others else []
+    parts += [f"{_count(len(rest) - others, 'product')} of two activations."] if len(rest) > others else []
+    sizes = f"weights {size_text(report.bytes_before)} -> {size_text(report.bytes_after)}"
+    return f"{report.name}: {' '.join(parts)}   {sizes}"
 
 
 def _site_lines(sites: Sequence[Site]) -> list[str]:
@@ -129,8 +134,42 @@ def _site_lines(sites: Sequence[Site]) -> list[str]:
 
 
 def _why(site: Site) -> str:
-    reason = site.reason or (f"{site.spec_text}: runs as dequantize + linear" if site.status == "reference" else "")
-    return f"{site.op}: {reason}" if site.op != "linear" else reason
+    if not site.reason and site.status == "reference":
+        return f"{site.spec_text}: runs as dequantize + {site.op}"
+    return site.reason_with_op
+
+
+def _quantized_lines(sites: Sequence[Site]) -> list[str]:
+    """Each quantized site with format, granularity, algorithm and bytes; equal ones together, unless measured."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for number, site in enumerate(site for site in sites if site.is_quantized):
+        spec = site.spec_text.partition(" algorithm=")[0]
+        sizes = f"{size_text(site.bytes_before)} -> {size_text(site.bytes_after)}"
+        measured = _sqnr_text(site)
+        own = str(number) if measured else ""
+        rows.setdefault((site.op, spec, site.algorithm, sizes, measured, own), []).append(site.path)
+    table = [(name, *words[:-1]) for words, names in rows.items() for name in folded_names(names)]
+    return ["quantized (size of each)", *_columns(table)] if table else []
+
+
+def _sqnr_text(site: Site) -> str:
+    parts = [("output", site.sqnr), ("weight", site.weight_sqnr)]
+    return ", ".join(f"{word} {value:.1f}dB" for word, value in parts if value is not None)
+
+
+def _shared_lines(sites: Sequence[Site]) -> list[str]:
+    """Weights that several modules read: an embedding and the head tied to it."""
+    readers: dict[str, dict[str, Site]] = {}
+    for site in sites:
+        for name in site.parameter_names:
+            readers.setdefault(name, {}).setdefault(site.path, site)
+    shared: dict[tuple[str, ...], list[str]] = {}
+    for name, by_path in readers.items():
+        if len(by_path) > 1:
+            words = (f"{path} ({s.op}, {s.spec_text if s.is_quantized else 'float'})" for path, s in by_path.items())
+            shared.setdefault(tuple(words), []).append(name)
+    rows = [(" = ".join(names), f"read by {', '.join(words)}") for words, names in shared.items()]
+    return ["shared weights", *_table(rows)] if rows else []
 
 
 def _kernel_words(lowered: list[Site]) -> list[str]:
@@ -172,6 +211,11 @@ def _grouped(rows: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
     width = max(len(where) for where, _ in rows)
     return [f"  {where:<{width}}  {why}".rstrip() for where, why in rows]
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  " + "  ".join(f"{word:<{n}}" for word, n in zip(row, widths, strict=True) if n).rstrip() for row in rows]
 
 
 def _count(number: int, word: str) -> str:

@@ -10,41 +10,50 @@ from torch.fx import GraphModule, Node
 
 from fxquant.annotation import META_KEY, Note, note_of
 from fxquant.graphs import source_line, target_name, value_of
-from fxquant.report.records import Status
+from fxquant.products import TWO_ACTIVATIONS, form_of
+from fxquant.report.records import KINDS, Status
 
 if TYPE_CHECKING:
     import networkx
 
-LINEAR = torch.ops.aten.linear.default
 # What `QuantConfig.spec_for` answers where the configuration itself keeps a site float.
-_BY_CONFIG = ("rule ", "exclude ", "include ", "not in include", "default")
+_BY_CONFIG = ("rule ", "exclude ", "include ", "not in include", "default", "embeddings ")
+_CAPTURE = "capture"
 
 
-def is_linear(node: Node) -> bool:
+def is_product(node: Node) -> bool:
     """A canonical product that runs in float, or on dequantized operands."""
-    return node.op == "call_function" and node.target is LINEAR
+    return form_of(node) is not None and not note_of(node).kernel
 
 
 def is_kernel(node: Node) -> bool:
-    """A product on a quantized kernel: ``fxquant.int8_linear_dynamic`` and its kind."""
-    return node.op == "call_function" and target_name(node).startswith("fxquant.") and "linear" in target_name(node)
+    """A product on a quantized kernel: ``fxquant.int8_linear_dynamic`` and its kind, or one that reads its weight."""
+    return bool(_kernel_kind(node)) or (form_of(node) is not None and bool(note_of(node).kernel))
+
+
+def _kernel_kind(node: Node) -> str:
+    if node.op != "call_function" or not (name := target_name(node)).startswith("fxquant."):
+        return ""
+    return next((kind for kind in KINDS if kind in name), "")
 
 
 def is_site(node: Node) -> bool:
-    return is_linear(node) or is_kernel(node)
+    return is_product(node) or is_kernel(node)
 
 
 def is_left(node: Node) -> bool:
-    """A node of the model, no site, that a pass left float and said why: an embedding, a convolution, …"""
+    """A node of the model, no site, that stays float with a reason: a transposed convolution, attention's products."""
     note = note_of(node)
     is_call = node.op in ("call_function", "call_method", "call_module")
     # Nodes that a pass made carry the reason of the site that they were made for.
-    return is_call and not is_site(node) and bool(note.reason) and note.spec is None and not note.made_by
+    by_pass = not set(note.made_by) <= {_CAPTURE}
+    return is_call and not is_site(node) and bool(note.reason) and note.spec is None and not by_pass
 
 
 def op_of(node: Node) -> str:
-    """ "linear" for every site, however it runs; else the op's own word: "embedding", "conv2d"."""
-    return "linear" if is_site(node) else target_name(node).split(".")[-1]
+    """ "linear", "conv" or "embedding" for every site, however it runs; else the op's own word: "lstm", "matmul"."""
+    form = form_of(node)
+    return form.kind if form is not None else _kernel_kind(node) or target_name(node).split(".")[-1]
 
 
 def kernel_of(node: Node) -> str:
@@ -69,7 +78,7 @@ def status_of(node: Node) -> Status:
 def _float_status(note: Note) -> Status:
     if is_by_config(note.reason):
         return "skipped"
-    return "float" if "slower" in note.reason else "declined"
+    return "float" if "slower" in note.reason or note.reason == TWO_ACTIVATIONS else "declined"
 
 
 def is_by_config(reason: str) -> bool:

@@ -9,15 +9,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fxquant.errors import InvalidOption, UnknownOption, nearest
-from fxquant.spec.formats import INT4, Granularity, NumberFormat, group, number_format
+from fxquant.errors import InvalidOption, UnknownOption
+from fxquant.spec.formats import NumberFormat
+from fxquant.spec.kinds import spec_of_kind
+from fxquant.spec.linears import ALGORITHMS, AUTO, LinearSpec, algorithm_problem
+from fxquant.spec.options import flag, folder, globs, one_of, size_of_group
+from fxquant.spec.presets import linear_spec, preset_text
 from fxquant.spec.rules import Decision, Rule, RulesLike, matches, rules_of
-from fxquant.spec.tensors import LinearSpec, TensorSpec, preset
+from fxquant.spec.sides import activation_spec, regrouped, side_text, weight_spec
+from fxquant.spec.tensors import TensorSpec
 
 DEFAULT_PRESET = "int8dq"
 EXECUTORS = ("inductor", "eager")
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-ALGORITHMS = ("auto", "absmax", "minmax")
 AUTOTUNE = ("none", "quick", "full")
 
 
@@ -25,16 +29,19 @@ AUTOTUNE = ("none", "quick", "full")
 class QuantConfig:
     """What to quantize, to what, and how to run it. The constructor takes short forms, the fields hold plain ones.
 
-    preset       a name of `PRESETS`: what every linear gets. Default int8dq, unless `weights` is given.
-    weights      replaces the preset's weight side: a format ('int8', 'int4', 'fp8'), a tensor spec such as
-                 'int4/group64/affine', or 'none'. Alone it means weight-only. A bare int8 or float8 is per channel,
-                 a bare int4 is group128/affine.
-    activations  replaces the preset's activation side: 'int8' (dynamic, per token), 'int8/token', 'int8/tensor'
-                 (dynamic too), or 'none'.
-    group_size   weights get one scale per that many neighbours along K.
-    algorithm    how a scale is chosen: absmax (symmetric) or minmax (affine); auto takes the one that fits.
+    preset       a name of `PRESETS` or a peer's name for it: what every linear and convolution gets. Words behind it
+                 change it, 'int4wo algorithm=hqq'. Default int8dq, unless `weights` is given.
+    weights      replaces the preset's weight side: a format ('int8', 'int4', 'fp8', 'mxfp4'), a tensor spec such as
+                 'int4/group64/affine', or 'none'. Alone it means weight-only. A bare int8 or float is per channel,
+                 a bare int2 to int7 group128/affine/bf16.
+    activations  replaces the preset's activation side: 'int8' or a float format (dynamic, per token), 'mxfp8',
+                 'int8/tensor' (dynamic too), or 'none'.
+    embeddings   what embedding tables get that no rule names: as `weights`. Default: they stay float.
+    group_size   weights get one scale per that many neighbours along K; embeddings do not.
+    algorithm    how the codes of weights are chosen, where a spec leaves it open and it fits: absmax, minmax, mse, hqq.
     include      globs; if given, only matching modules get the default, unless a rule names them.
-    rules        glob -> preset name, spec or None for float; the last matching rule wins, over `include`.
+    rules        glob -> preset name, spec or None for float; the last matching rule wins, over `include`. A rule that
+                 matches an embedding gives it the weight side, but a rule for '*' does not.
     exclude      globs that stay float, over all rules.
     fuse         join linears of one input (q, k, v), and epilogues into kernels.
     executor     'inductor' or 'eager': what runs the lowered graph.  mode: Inductor's mode.
@@ -47,6 +54,7 @@ class QuantConfig:
     rules: tuple[Rule, ...]
     weights: str | None
     activations: str | None
+    embeddings: str | None
     group_size: int | None
     algorithm: str
     include: tuple[str, ...]
@@ -66,8 +74,9 @@ class QuantConfig:
         rules: RulesLike = (),
         weights: str | NumberFormat | TensorSpec | None = None,
         activations: str | NumberFormat | TensorSpec | None = None,
+        embeddings: str | NumberFormat | TensorSpec | None = None,
         group_size: int | None = None,
-        algorithm: str = "auto",
+        algorithm: str = AUTO,
         include: str | Iterable[str] = (),
         exclude: str | Iterable[str] = (),
         fuse: bool = True,
@@ -81,19 +90,20 @@ class QuantConfig:
     ) -> None:
         flags = {"fuse": fuse, "numerics": numerics, "strict": strict, "training": training}
         fields: dict[str, Any] = {
-            "preset": preset,
+            "preset": preset_text(preset),
             "rules": rules_of(rules),
-            "weights": _side_text("weights", weights),
-            "activations": _side_text("activations", activations),
-            "group_size": _group_size(group_size),
-            "algorithm": _one_of("algorithm", algorithm, ALGORITHMS),
-            "include": _globs("include", include),
-            "exclude": _globs("exclude", exclude),
-            "executor": _one_of("executor", executor, EXECUTORS),
-            "mode": None if mode is None else _one_of("mode", mode, MODES),
-            "dump": _path("dump", dump),
-            "autotune": _one_of("autotune", autotune, AUTOTUNE),
-            **{name: _flag(name, value) for name, value in flags.items()},
+            "weights": side_text("weights", weights),
+            "activations": side_text("activations", activations),
+            "embeddings": side_text("embeddings", embeddings),
+            "group_size": size_of_group(group_size),
+            "algorithm": one_of("algorithm", algorithm, ALGORITHMS),
+            "include": globs("include", include),
+            "exclude": globs("exclude", exclude),
+            "executor": one_of("executor", executor, EXECUTORS),
+            "mode": None if mode is None else one_of("mode", mode, MODES),
+            "dump": folder("dump", dump),
+            "autotune": one_of("autotune", autotune, AUTOTUNE),
+            **{name: flag(name, value) for name, value in flags.items()},
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
@@ -106,39 +116,59 @@ class QuantConfig:
             raise InvalidOption(
                 "autotune", self.autotune, "autotuning is not supported by this version; leave it 'none'"
             )
-        spec = self.default_spec
-        scheme = "symmetric" if spec is None or spec.weights is None else spec.weights.scheme
-        if (self.algorithm, scheme) in (("absmax", "affine"), ("minmax", "symmetric")):
-            needs = "symmetric" if self.algorithm == "absmax" else "affine"
-            raise InvalidOption(
-                "algorithm", self.algorithm, f"it is for {needs} weights, but these are {scheme}; use 'auto'"
-            )
+        self._check_algorithm()
+
+    def _check_algorithm(self) -> None:
+        specs = [self._written_spec(), self._embedding_spec(), *(rule.spec for rule in self.rules)]
+        if self.algorithm == AUTO:
+            return
+        problems = [
+            algorithm_problem(self.algorithm, spec.weights)
+            for spec in specs
+            if spec is not None and spec.algorithm == AUTO
+        ]
+        if not problems:
+            open_to = "no spec here leaves its algorithm open; leave this one out"
+            raise InvalidOption("algorithm", self.algorithm, open_to)
+        if all(problems):
+            raise InvalidOption("algorithm", self.algorithm, f"{problems[0]}; use 'auto'")
 
     @property
     def default_spec(self) -> LinearSpec | None:
         """What a linear gets that no rule names; None if it stays float."""
+        return self._chosen(self._written_spec())
+
+    def _written_spec(self) -> LinearSpec | None:
         base = self._base_spec()
-        weights = base.weights if self.weights is None else _weight_spec(self.weights)
-        activations = base.activations if self.activations is None else _activation_spec(self.activations)
+        weights = base.weights if self.weights is None else weight_spec(self.weights)
+        activations = base.activations if self.activations is None else activation_spec(self.activations)
         if self.group_size is not None:
-            weights = _regroup(weights, self.group_size, explicit=self.weights)
+            weights = regrouped(weights, self.group_size, explicit=self.weights)
         if weights is None and activations is not None:
             raise InvalidOption(
                 "activations", str(activations), "quantized activations need quantized weights; give weights too"
             )
-        return None if weights is None else LinearSpec(weights, activations)
+        return None if weights is None else LinearSpec(weights, activations, base.algorithm)
 
     def _base_spec(self) -> LinearSpec:
-        if self.preset is not None:
-            return preset(self.preset)
-        if self.weights is None and self.activations is None:
-            return preset(DEFAULT_PRESET)
-        return LinearSpec(None, None)
+        if self.preset is None and (self.weights is not None or self.activations is not None):
+            return LinearSpec(None, None)
+        return linear_spec(self.preset or DEFAULT_PRESET) or LinearSpec(None, None)
+
+    def _embedding_spec(self) -> LinearSpec | None:
+        table = None if self.embeddings is None else weight_spec(self.embeddings, "embeddings")
+        return None if table is None else LinearSpec(table, None)
+
+    def _chosen(self, spec: LinearSpec | None) -> LinearSpec | None:
+        """The spec with `algorithm` in it, where it leaves that open and can have it."""
+        if spec is None or spec.algorithm != AUTO or algorithm_problem(self.algorithm, spec.weights):
+            return spec
+        return dataclasses.replace(spec, algorithm=self.algorithm)
 
     @property
     def asks_for_something(self) -> bool:
         """True if a preset, format, group size or rule is named; else a target may set the default aside."""
-        named = (self.preset, self.weights, self.activations, self.group_size)
+        named = (self.preset, self.weights, self.activations, self.embeddings, self.group_size)
         return bool(self.rules) or any(x is not None for x in named)
 
     @property
@@ -156,20 +186,42 @@ class QuantConfig:
         known = tuple(paths)
         return tuple(p for p in self.patterns if not any(matches(p, path) for path in known))
 
-    def spec_for(self, path: str) -> Decision:
-        """What the module of that path gets: exclude, else the last rule that matches, else include, else default."""
+    def spec_for(self, path: str, kind: str = "linear") -> Decision:
+        """What the module of that path gets: exclude, else the last rule that matches, else include, else default.
+
+        `kind` is linear, conv or embedding: a convolution gets what `fxquant.spec.kinds.conv_spec` makes of a linear's
+        spec, an embedding a rule's weight side or what the option `embeddings` says; a rule for '*' is a default, and
+        names no embedding. Raises `InvalidOption`.
+        """
         for pattern in self.exclude:
             if matches(pattern, path):
                 return Decision(None, f'exclude "{pattern}"')
         for rule in reversed(self.rules):
-            if matches(rule.pattern, path):
-                return Decision(rule.spec, f'rule "{rule}"')
+            names = kind != "embedding" or rule.pattern.strip("*")
+            if names and matches(rule.pattern, path):
+                return self._decision(rule.spec, f'rule "{rule}"', kind)
         if not self.include:
-            return Decision(self.default_spec, "default")
+            return self._default("default", kind)
         for pattern in self.include:
             if matches(pattern, path):
-                return Decision(self.default_spec, f'include "{pattern}"')
+                return self._default(f'include "{pattern}"', kind)
         return Decision(None, "not in include")
+
+    def default_for(self, kind: str = "linear") -> Decision:
+        """What a module of that kind gets that no rule, include or exclude names."""
+        return self._default("default", kind)
+
+    def _default(self, reason: str, kind: str) -> Decision:
+        if kind != "embedding":
+            return self._decision(self._written_spec(), reason, kind)
+        table = self._embedding_spec()
+        if table is None:
+            return Decision(None, "embeddings stay float by default; give embeddings= or a rule")
+        return self._decision(table, f'embeddings "{self.embeddings}"', kind)
+
+    def _decision(self, spec: LinearSpec | None, reason: str, kind: str) -> Decision:
+        fitting, change = spec_of_kind(self._chosen(spec), kind)
+        return Decision(fitting, reason + change)
 
     @staticmethod
     def from_options(options: Mapping[str, Any] | None) -> QuantConfig:
@@ -202,96 +254,3 @@ class QuantConfig:
         if not isinstance(fields, dict):
             raise InvalidOption("config", text[:80], "it takes a JSON object of options")
         return QuantConfig.from_options(fields)
-
-
-def _one_of(option: str, value: object, known: tuple[str, ...]) -> str:
-    if isinstance(value, str) and value in known:
-        return value
-    near = nearest(str(value), known)
-    hint = f"; did you mean {near!r}?" if near else ""
-    raise InvalidOption(option, value, f"it takes {', '.join(repr(k) for k in known)}{hint}")
-
-
-def _flag(option: str, value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise InvalidOption(option, value, "it takes True or False")
-
-
-def _path(option: str, value: object) -> str | None:
-    if value is None:
-        return None
-    if isinstance(value, str | os.PathLike) and os.fspath(value):
-        return str(os.fspath(value))
-    raise InvalidOption(option, value, "it takes the path of a folder")
-
-
-def _globs(option: str, value: object) -> tuple[str, ...]:
-    globs = (value,) if isinstance(value, str) else value
-    if isinstance(globs, Iterable):
-        found = tuple(globs)
-        if all(isinstance(glob, str) and glob for glob in found):
-            return found
-    raise InvalidOption(option, value, "it takes a glob over module paths, or a sequence of them")
-
-
-def _group_size(value: object) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return value
-    raise InvalidOption("group_size", value, "it takes a whole number of at least 1")
-
-
-def _side_text(option: str, value: object) -> str | None:
-    """Canonical text of `weights` or `activations`: the short form stays short, since `group_size` may complete it."""
-    match value:
-        case None:
-            return None
-        case "none":
-            return "none"
-        case NumberFormat() | TensorSpec():
-            text = str(value)
-        case str():
-            text = str(TensorSpec.parse(value)) if "/" in value else number_format(value).name
-        case _:
-            raise InvalidOption(
-                option, value, "it takes a format such as 'int8', a tensor spec such as 'int8/channel', or 'none'"
-            )
-    # The two sides refuse different granularities; say so now, under the option's own name.
-    reader = _weight_spec if option == "weights" else _activation_spec
-    reader(text)
-    return text
-
-
-def _weight_spec(text: str) -> TensorSpec | None:
-    if text == "none":
-        return None
-    if "/" in text:
-        spec = TensorSpec.parse(text)
-    elif number_format(text) is INT4:
-        spec = TensorSpec(INT4, group(128), "affine")
-    else:
-        spec = TensorSpec(number_format(text), Granularity("channel"))
-    if spec.granularity.kind == "token":
-        raise InvalidOption("weights", text, "weights are scaled per tensor, channel or group<n>")
-    return spec
-
-
-def _activation_spec(text: str) -> TensorSpec | None:
-    if text == "none":
-        return None
-    spec = TensorSpec.parse(text if "/" in text else f"{text}/token")
-    if spec.granularity.kind not in ("tensor", "token"):
-        raise InvalidOption("activations", text, "activations are scaled per token or tensor")
-    if spec.format is INT4 or spec.scheme == "affine":
-        raise InvalidOption("activations", text, "activations are int8 or float8, symmetric")
-    return spec
-
-
-def _regroup(weights: TensorSpec | None, size: int, explicit: str | None) -> TensorSpec:
-    if weights is None:
-        raise InvalidOption("group_size", size, "it needs quantized weights; give weights or a preset")
-    if explicit is not None and "/" in explicit and weights.granularity != group(size):
-        raise InvalidOption("group_size", size, f"weights={explicit!r} says otherwise; give one of the two")
-    return dataclasses.replace(weights, granularity=group(size))

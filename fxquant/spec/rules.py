@@ -8,7 +8,8 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, TypeAlias
 
 from fxquant.errors import InvalidOption, InvalidSpec
-from fxquant.spec.tensors import LinearSpec, linear_spec
+from fxquant.spec.linears import LinearSpec
+from fxquant.spec.presets import linear_spec
 
 
 class Decision(NamedTuple):

@@ -1,152 +1,157 @@
-"""What one tensor, and one linear, is quantized to; the presets."""
+"""What one tensor is quantized to."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
-from fxquant.errors import InvalidSpec, UnknownPreset, nearest
-from fxquant.spec.formats import (
-    CHANNEL,
-    FLOAT8_E4M3FN,
-    INT4,
-    INT8,
-    TOKEN,
-    Granularity,
-    NumberFormat,
-    group,
-    number_format,
-)
+from fxquant.errors import InvalidSpec, nearest
+from fxquant.spec.formats import Granularity, NumberFormat, number_format
 
-Scheme = Literal["symmetric", "affine"]
-SCHEMES = ("symmetric", "affine")
+Scheme = Literal["symmetric", "affine", "shift"]
+Scale = Literal["float32", "bfloat16", "e8m0", "e4m3"]
+SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
+SCALES: dict[Scale, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "e8m0": torch.float8_e8m0fnu,
+    "e4m3": torch.float8_e4m3fn,
+}
+SCALE_TEXTS: dict[str, Scale] = {
+    "float32": "float32",
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+    "e8m0": "e8m0",
+    "e4m3": "e4m3",
+}
+# Names for a whole spec: the block formats of OCP MX v1.0 and of NVIDIA's NVFP4.
+NAMED_SPECS = {
+    "mxfp8": "float8_e4m3fn/group32/e8m0",
+    "mxfp8_e4m3": "float8_e4m3fn/group32/e8m0",
+    "mxfp8_e5m2": "float8_e5m2/group32/e8m0",
+    "mxfp6": "fp6_e2m3/group32/e8m0",
+    "mxfp6_e2m3": "fp6_e2m3/group32/e8m0",
+    "mxfp6_e3m2": "fp6_e3m2/group32/e8m0",
+    "mxfp4": "fp4_e2m1/group32/e8m0",
+    "nvfp4": "fp4_e2m1/group16/e4m3",
+}
+FORM = "a tensor spec is format/granularity or format/granularity/scheme/scale, such as int8/channel"
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Format, granularity and scheme of one tensor; text form 'int8/channel' or 'int4/group128/affine'."""
+    """Format, granularity, scheme and scale type of one tensor: text 'int8/channel' or 'int4/group128/affine/bf16'.
+
+    scheme  symmetric: code 0 means 0. affine: an integer zero point, for a range that holds 0. shift: the value of code
+            0 is a float, for any range.
+    scale   how a scale is stored: float32, bfloat16, e8m0 (a power of two, one byte), e4m3 (float8, under one float32
+            scale for the whole tensor).
+    """
 
     format: NumberFormat
     granularity: Granularity
     scheme: Scheme = "symmetric"
+    scale: Scale = "float32"
 
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES:
-            raise InvalidSpec(self.scheme, "a scheme is symmetric or affine")
-        if self.scheme == "affine" and self.format.kind != "int":
-            raise InvalidSpec(self, "a zero point needs an integer format; leave 'affine' out")
+            raise InvalidSpec(self.scheme, "a scheme is symmetric, affine or shift")
+        if self.scale not in SCALES:
+            raise InvalidSpec(self.scale, "a scale is float32, bfloat16, e8m0 or e4m3")
+        if self.scheme != "symmetric" and self.format.kind != "int":
+            raise InvalidSpec(self, f"a zero point needs an integer format; leave '{self.scheme}' out")
+        if self.scale in ("e8m0", "e4m3") and (self.scheme, self.granularity.kind) != ("symmetric", "group"):
+            raise InvalidSpec(self, f"{self.scale} scales are for symmetric groups, such as group32")
 
     @property
     def qmin(self) -> float:
-        """The smallest code: -127 for int8, -7 for int4; 0 if affine."""
-        return 0 if self.scheme == "affine" else self.format.qmin
+        """The smallest code: -127 for int8, -7 for int4; 0 if there is a zero point."""
+        return 0 if self.has_zero_point else self.format.qmin
 
     @property
     def qmax(self) -> float:
-        """The largest code: 127 for int8, 7 for int4; 255 and 15 if affine."""
-        return 2**self.format.bits - 1 if self.scheme == "affine" else self.format.qmax
+        """The largest code: 127 for int8, 7 for int4; 255 and 15 if there is a zero point."""
+        return 2**self.format.bits - 1 if self.has_zero_point else self.format.qmax
 
     @property
     def code_dtype(self) -> torch.dtype:
-        """The dtype in which one code is stored, one code an element: uint8 if affine."""
-        return torch.uint8 if self.scheme == "affine" else self.format.storage
+        """The dtype in which one code is stored, one code an element: uint8 if there is a zero point."""
+        return torch.uint8 if self.has_zero_point else self.format.storage
+
+    @property
+    def scale_dtype(self) -> torch.dtype:
+        """The dtype of the scales, and of the shifts."""
+        return SCALES[self.scale]
+
+    @property
+    def has_zero_point(self) -> bool:
+        """True if affine or shift."""
+        return self.scheme != "symmetric"
+
+    @property
+    def has_tensor_scale(self) -> bool:
+        """True if the scales stand under one float32 scale for the whole tensor."""
+        return self.scale == "e4m3"
+
+    @property
+    def depends_on_whole(self) -> bool:
+        """True if a code depends on values of other rows: joining two tensors along axis 0 would change codes."""
+        return self.has_tensor_scale or self.granularity.kind == "tensor"
+
+    def nbytes(self, shape: Sequence[int]) -> int:
+        """Bytes that a tensor of that shape takes: codes packed row by row, scales, zero points or shifts."""
+        *lead, last = shape or (1,)
+        codes = math.prod(lead) * ((last * self.format.bits + 7) // 8)
+        one_granule = self.scale_dtype.itemsize
+        if self.has_zero_point:
+            one_granule += 1 if self.scheme == "affine" else self.scale_dtype.itemsize
+        granules = math.prod(self.granularity.scale_shape(shape))
+        return codes + granules * one_granule + (4 if self.has_tensor_scale else 0)
 
     def __str__(self) -> str:
-        affine = "/affine" if self.scheme == "affine" else ""
-        return f"{self.format}/{self.granularity}{affine}"
+        parts = [str(self.format), str(self.granularity)]
+        if self.scheme != "symmetric":
+            parts.append(self.scheme)
+        if self.scale != "float32":
+            parts.append("bf16" if self.scale == "bfloat16" else self.scale)
+        return "/".join(parts)
 
     @staticmethod
     def parse(text: str | TensorSpec) -> TensorSpec:
-        """Read 'format/granularity[/scheme]'. Raises `UnknownFormat` or `InvalidSpec`."""
+        """Read 'format/granularity[/scheme][/scale]' or a name such as 'mxfp4'.
+
+        Raises `UnknownFormat` or `InvalidSpec`.
+        """
         if isinstance(text, TensorSpec):
             return text
         if not isinstance(text, str):
             raise InvalidSpec(text, "a tensor spec is text such as 'int8/channel'")
-        parts = text.strip().split("/")
-        if len(parts) not in (2, 3):
-            raise InvalidSpec(
-                text, "a tensor spec is format/granularity or format/granularity/scheme, such as int8/channel"
-            )
-        scheme = parts[2] if len(parts) == 3 else "symmetric"
-        if scheme != "symmetric" and scheme != "affine":
-            near = nearest(scheme, SCHEMES)
-            raise InvalidSpec(text, f"a scheme is symmetric or affine{f'; did you mean {near!r}?' if near else ''}")
-        return TensorSpec(number_format(parts[0]), Granularity.parse(parts[1]), scheme)
+        parts = NAMED_SPECS.get(text.strip(), text.strip()).split("/")
+        if len(parts) not in (2, 3, 4):
+            near = nearest(text, tuple(NAMED_SPECS))
+            raise InvalidSpec(text, FORM + (f"; did you mean {near!r}?" if near else ""))
+        scheme, scale = _scheme_and_scale(text, parts[2:])
+        return TensorSpec(number_format(parts[0]), Granularity.parse(parts[1]), scheme, scale)
 
 
-@dataclass(frozen=True)
-class LinearSpec:
-    """What one linear gets: text form 'w=int8/channel x=int8/token'. None keeps that side float ('w=none')."""
-
-    weights: TensorSpec | None
-    activations: TensorSpec | None
-
-    def __post_init__(self) -> None:
-        for side in (self.weights, self.activations):
-            if side is not None and not isinstance(side, TensorSpec):
-                raise InvalidSpec(side, "a LinearSpec takes a TensorSpec or None a side; LinearSpec.parse reads text")
-        if self.weights is not None and self.weights.granularity.kind == "token":
-            raise InvalidSpec(self, "weights are scaled per tensor, channel or group<n>, not per token")
-        if self.activations is not None:
-            if self.activations.granularity.kind not in ("tensor", "token"):
-                raise InvalidSpec(self, "activations are scaled per token or tensor")
-            if self.activations.scheme != "symmetric" or self.activations.format is INT4:
-                raise InvalidSpec(self, "activations are int8 or float8, symmetric")
-            if self.weights is None:
-                raise InvalidSpec(self, "quantized activations need quantized weights")
-
-    def __str__(self) -> str:
-        weights = f"w={self.weights or 'none'}"
-        return weights if self.activations is None else f"{weights} x={self.activations}"
-
-    @property
-    def is_float(self) -> bool:
-        """True if neither side is quantized."""
-        return self.weights is None
-
-    @staticmethod
-    def parse(text: str) -> LinearSpec:
-        """Read 'w=... x=...', in either order, a side left out or 'none'. Raises `InvalidSpec`, `UnknownFormat`."""
-        sides: dict[str, TensorSpec | None] = {}
-        for word in text.split():
-            side, equals, spec = word.partition("=")
-            if side not in ("w", "x") or not equals or side in sides:
-                raise InvalidSpec(text, "a linear spec is 'w=format/granularity x=format/granularity', each side once")
-            sides[side] = None if spec == "none" else TensorSpec.parse(spec)
-        if not sides:
-            raise InvalidSpec(text, "a linear spec is 'w=format/granularity x=format/granularity', each side once")
-        return LinearSpec(sides.get("w"), sides.get("x"))
-
-
-PRESETS = {
-    "int8wo": LinearSpec(TensorSpec(INT8, CHANNEL), None),
-    "int8dq": LinearSpec(TensorSpec(INT8, CHANNEL), TensorSpec(INT8, TOKEN)),
-    "int4wo": LinearSpec(TensorSpec(INT4, group(128), "affine"), None),
-    "int4wo-g32": LinearSpec(TensorSpec(INT4, group(32), "affine"), None),
-    "fp8wo": LinearSpec(TensorSpec(FLOAT8_E4M3FN, CHANNEL), None),
-}
-
-
-def preset(name: str) -> LinearSpec:
-    """The preset of that name. Raises `UnknownPreset`, which names the nearest."""
-    if not isinstance(name, str) or name not in PRESETS:
-        raise UnknownPreset(name, list(PRESETS))
-    return PRESETS[name]
-
-
-def linear_spec(value: str | LinearSpec | None) -> LinearSpec | None:
-    """A preset's name, the text of a `LinearSpec`, the spec itself, or None / 'none' for float."""
-    if value is None or value == "none":
-        return None
-    if isinstance(value, LinearSpec):
-        return None if value.is_float else value
-    if not isinstance(value, str):
-        raise InvalidSpec(
-            value, "give a preset's name, a text such as 'w=int8/channel', a LinearSpec, or None for float"
-        )
-    if "=" not in value:
-        return preset(value)
-    spec = LinearSpec.parse(value)
-    return None if spec.is_float else spec
+def _scheme_and_scale(text: str, parts: list[str]) -> tuple[Scheme, Scale]:
+    scheme: Scheme = "symmetric"
+    rest = list(parts)
+    for known in SCHEMES:
+        if rest and rest[0] == known:
+            scheme = known
+            rest.pop(0)
+            break
+    if not rest:
+        return scheme, "float32"
+    if len(rest) == 1 and rest[0] in SCALE_TEXTS:
+        return scheme, SCALE_TEXTS[rest[0]]
+    if len(rest) < len(parts):
+        raise InvalidSpec(text, f"{FORM}; a scale is float32, bf16, e8m0 or e4m3")
+    near = nearest(rest[0], (*SCHEMES, *SCALE_TEXTS))
+    hint = f"; did you mean {near!r}?" if near else ""
+    raise InvalidSpec(text, f"a scheme is symmetric, affine or shift, and a scale float32, bf16, e8m0 or e4m3{hint}")

@@ -15,7 +15,7 @@ from fxquant.target import Target
 from fxquant.weights import WeightStore
 from tests.passes.helpers import staged
 
-CPU = Target("cpu", avx2=True, avx512=True, vnni=True, has_int8_kernel=True)
+CPU = Target("cpu", avx2=True, avx512=True, vnni=True, has_kernels=True)
 NO_KERNEL = Target("cpu")
 
 

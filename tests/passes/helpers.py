@@ -14,8 +14,9 @@ from fxquant.dump import text
 from fxquant.graphs import CapturedGraph, copy_of, value_of, written_by
 from fxquant.passes import Pass, run_passes
 from fxquant.pipeline import pipeline_for
+from fxquant.products import products
 from fxquant.runner import Deciding
-from fxquant.spec import QuantConfig
+from fxquant.spec import QuantConfig, TensorSpec
 from tests.helpers import capture
 
 Config = QuantConfig | str
@@ -67,6 +68,22 @@ def passes_before(name: str, config: Config = "int8dq", *, evaluate: bool = True
     names = [step.name for step in passes]
     assert not name or name in names
     return list(passes[: names.index(name)] if name else passes)
+
+
+def quantized_weight(w: Tensor, spec: str, *algorithm: str) -> Tensor:
+    """What insert-qdq writes for a weight: only outputs that exist for the spec are read."""
+    parsed = TensorSpec.parse(spec)
+    parts = torch.ops.fxquant.quantize_weight.default(w, spec, *algorithm)
+    zero_point = parts[2] if parsed.has_zero_point else None
+    last = (parts[3],) if parsed.has_tensor_scale else ()
+    return torch.ops.fxquant.dequantize.default(parts[0], parts[1], zero_point, spec, w.dtype, *last)
+
+
+def quantized_activation(x: Tensor, spec: str) -> Tensor:
+    """What insert-qdq writes for an activation."""
+    parts = torch.ops.fxquant.quantize_dynamic.default(x, spec)
+    last = (parts[2],) if TensorSpec.parse(spec).has_tensor_scale else ()
+    return torch.ops.fxquant.dequantize.default(parts[0], parts[1], None, spec, x.dtype, *last)
 
 
 def nodes_of(gm: GraphModule, target: Any) -> list[Node]:
@@ -255,4 +272,4 @@ def _dead(gm: GraphModule) -> int:
 
 
 def _paths(gm: GraphModule) -> set[str]:
-    return {path for node in nodes_of(gm, torch.ops.aten.linear.default) for path in note_of(node).paths}
+    return {path for node, _ in products(gm) for path in note_of(node).paths}

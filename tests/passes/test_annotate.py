@@ -57,7 +57,7 @@ def test_it_changes_notes_only() -> None:
     result = run_passes(captured.copy().gm, [Annotate(Deciding(QuantConfig()))])["annotate"]
     assert result.changed == 4
     untouched = captured.copy()
-    nobody = Annotate(lambda paths: Decision(None, f"never {paths}"))
+    nobody = Annotate(lambda paths, kind: Decision(None, f"never {paths}"))
     declined = check_pass(nobody, untouched, X, changed=0).declined
     assert next((d.where, d.reason) for d in declined) == ("a", "never ('a',)")
     assert not any(note_of(n).spec for n in captured.gm.graph.nodes)  # a copy has notes of its own

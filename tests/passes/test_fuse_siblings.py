@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.algorithms import quantize
 from fxquant.annotation import PassResult, note_of
 from fxquant.graphs import CapturedGraph, value_of
 from fxquant.passes import FuseSiblings, run_passes
-from fxquant.spec import PRESETS, QuantConfig, TensorSpec
+from fxquant.spec import PRESETS, QuantConfig
 from tests.helpers import capture
 from tests.passes.helpers import (
     ATOL,
@@ -176,16 +175,6 @@ def test_the_note_of_the_wide_linear_names_all_its_sites() -> None:
     assert all(note_of(n).spec is None for n in parts)
 
 
-@pytest.mark.parametrize("spec", ["int8/channel", "int4/group8/affine", "float8_e4m3fn/channel"])
-def test_joining_never_changes_a_code(spec: str) -> None:
-    model = Linears(lambda m, x: None, (5, 3, 7))
-    weights = [model.get_parameter(f"{name}.weight").detach() for name in "abc"]
-    apart = [quantize(w, TensorSpec.parse(spec)) for w in weights]
-    whole = quantize(torch.cat(weights), TensorSpec.parse(spec))
-    for part, joint in zip(zip(*apart, strict=True), whole, strict=True):
-        assert torch.equal(torch.cat(part).view(torch.uint8), joint.view(torch.uint8))
-
-
 # Where a slice can't stand for the whole.
 
 
@@ -287,10 +276,18 @@ def test_siblings_of_one_that_stays_float_join_without_it() -> None:
     assert [note_of(n).paths for n in nodes_of(captured.gm, LINEAR)] == [("a", "c"), ("b",)]
 
 
-def test_one_scale_for_a_whole_weight() -> None:
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ("int8/channel1", "one scale for each input feature of a whole weight"),
+        ("int8/block16x8", "blocks of 16 rows would hold rows of two weights"),
+    ],
+)
+def test_scales_that_cannot_be_those_of_the_parts(weights: str, words: str) -> None:
     model = Linears(lambda m, x: m.a(x) + m.b(x))
-    reason = "one scale for a whole weight: joining would change the numbers"
-    assert refused(model, QuantConfig(weights="int8/tensor", activations="int8")) == ("{a,b}", reason)
+    where, reason = refused(model, QuantConfig(weights=weights))
+    assert where == "{a,b}"
+    assert reason.startswith(words)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,17 @@ from fxquant.graphs import CapturedGraph
 from fxquant.passes import ShareQuantize
 from fxquant.spec import QuantConfig
 from tests.helpers import capture
-from tests.passes.helpers import Forward, Linears, X, assert_same_graph, check_pass, nodes_of, staged
+from tests.passes.helpers import (
+    Forward,
+    Linears,
+    X,
+    assert_same_graph,
+    check_pass,
+    nodes_of,
+    quantized_activation,
+    quantized_weight,
+    staged,
+)
 
 fx = torch.ops.fxquant
 APART = QuantConfig("int8dq", fuse=False)
@@ -24,15 +34,11 @@ def inserted(forward: Forward, config: QuantConfig = APART) -> CapturedGraph:
     return staged(Linears(forward), X, config=config, before="share-quantize")
 
 
-def quantized(w: Tensor) -> Tensor:
-    return fx.dequantize.default(*fx.quantize_weight.default(w, "int8/channel"), "int8/channel", w.dtype)
-
-
 def test_two_linears_of_one_input_share_its_codes() -> None:
     def after(m: Any, x: Tensor) -> Tensor:
-        codes, scale = fx.quantize_dynamic.default(x, "int8/token")
-        inner = fx.dequantize.default(codes, scale, None, "int8/token", torch.float32)
-        return F.linear(inner, quantized(m.a.weight)) + F.linear(inner, quantized(m.b.weight))
+        inner = quantized_activation(x, "int8/token")
+        a, b = (quantized_weight(w, "int8/channel") for w in (m.a.weight, m.b.weight))
+        return F.linear(inner, a) + F.linear(inner, b)
 
     captured = inserted(lambda m, x: m.a(x) + m.b(x))
     check_pass(ShareQuantize(), captured, X, changed=1)

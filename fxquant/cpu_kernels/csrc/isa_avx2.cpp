@@ -5,11 +5,14 @@
 #include <immintrin.h>
 
 #include <cstring>
+#include <type_traits>
 
 namespace fxquant {
 namespace {
 #include "vectors.h"
 #include "quantize.h"
+#include "fake_quantize.h"
+#include "planes.h"
 
 struct Avx2 : Vectors<8> {
     static constexpr int kWidth = 8;
@@ -26,14 +29,20 @@ struct Avx2 : Vectors<8> {
         store(to, _mm256_cvtps_ph(bits<__m256>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
     }
 
+    template <int Bits>
+    using Lookup = PlainLookup<Avx2, Bits>;
+
+    static __m256i widen_bytes(const int8_t* b) { return _mm256_cvtepi8_epi16(load<__m128i>(b)); }
+    static __m256i widen_bytes(const uint8_t* b) { return _mm256_cvtepu8_epi16(load<__m128i>(b)); }
+
     // 8 columns x R rows over n quads; each int32 lane holds the sum of one pair of k, two lanes make a column.
-    template <int R>
-    FXQUANT_TILE void dot_columns(const char* codes, int64_t stride, const int8_t* b, int64_t n, int32_t* acc, bool add) {
+    template <int R, class Byte>
+    FXQUANT_TILE void dot_columns(const char* codes, int64_t stride, const Byte* b, int64_t n, int32_t* acc, bool add) {
         __m256i low[R], high[R];
         FXQUANT_UNROLL for (int r = 0; r < R; ++r) low[r] = high[r] = _mm256_setzero_si256();
         for (int64_t q = 0; q < n; ++q) {
-            const __m256i b_low = _mm256_cvtepi8_epi16(load<__m128i>(b + q * kPanel * kQuad));
-            const __m256i b_high = _mm256_cvtepi8_epi16(load<__m128i>(b + q * kPanel * kQuad + 16));
+            const __m256i b_low = widen_bytes(b + q * kPanel * kQuad);
+            const __m256i b_high = widen_bytes(b + q * kPanel * kQuad + 16);
             FXQUANT_UNROLL for (int r = 0; r < R; ++r) {
                 const __m256i a = _mm256_set1_epi64x(load<int64_t>(codes + r * stride + q * kQuad * 2));
                 low[r] = _mm256_add_epi32(low[r], _mm256_madd_epi16(a, b_low));
@@ -50,6 +59,16 @@ struct Avx2 : Vectors<8> {
 
     template <int R>
     static void dot(const char* codes, int64_t stride, const int8_t* b, int64_t depth, int32_t* acc, bool add, const int8_t*) {
+        dot_of<R>(codes, stride, b, depth, acc, add);
+    }
+
+    template <int R>
+    static void dot_patterns(const char* codes, int64_t stride, const uint8_t* b, int64_t depth, int32_t* acc, bool add) {
+        dot_of<R>(codes, stride, b, depth, acc, add);
+    }
+
+    template <int R, class Byte>
+    static void dot_of(const char* codes, int64_t stride, const Byte* b, int64_t depth, int32_t* acc, bool add) {
         constexpr int64_t kNear = 64;  // quads: 16 KiB of B stay in L1 while its eight column groups are walked one by one
         for (int64_t q = 0; q < depth; q += kNear) {
             const int64_t n = depth - q < kNear ? depth - q : kNear;
@@ -61,6 +80,8 @@ struct Avx2 : Vectors<8> {
 };
 
 #include "products.h"
+#include "coded.h"
+#include "patches.h"
 
 constexpr Kernels kKernels = kernels_of<Avx2>("avx2");
 }  // namespace

@@ -5,11 +5,14 @@
 #include <immintrin.h>
 
 #include <cstring>
+#include <type_traits>
 
 namespace fxquant {
 namespace {
 #include "vectors.h"
 #include "quantize.h"
+#include "fake_quantize.h"
+#include "planes.h"
 
 struct Avx512Vnni : Vectors<16> {
     static constexpr int kWidth = 16;
@@ -26,6 +29,57 @@ struct Avx512Vnni : Vectors<16> {
     static F load_half(const void* from) { return bits<F>(_mm512_cvtph_ps(load<__m256i>(from))); }
     static void store_half(void* to, F v) {
         store(to, _mm512_cvtps_ph(bits<__m512>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    }
+
+    // Values of 64 patterns: those in even and in odd bytes are looked up as bfloat16 in tables of 32 or 64, then widened.
+    template <int Bits>
+    struct Lookup {
+        static constexpr int kTables = Bits <= 5 ? 1 : 1 << (Bits - 5);
+
+        explicit Lookup(const CodedWeight& w) {
+            for (int i = 0; i < kTables; ++i) table[i] = _mm512_loadu_si512(w.values + 32 * i);
+        }
+
+        __m512i find(__m512i codes) const {  // the low bits of each 16-bit lane; what stands above them is not looked at
+            if constexpr (Bits <= 5) return _mm512_permutexvar_epi16(codes, table[0]);
+            __m512i found[kTables / 2 + 1];
+            FXQUANT_UNROLL for (int i = 0; i < kTables / 2; ++i)
+                found[i] = _mm512_permutex2var_epi16(table[2 * i], codes, table[2 * i + 1]);
+            FXQUANT_UNROLL for (int n = kTables / 4, bit = 64; n > 0; n /= 2, bit *= 2) {
+                const __mmask32 upper = _mm512_test_epi16_mask(codes, _mm512_set1_epi16(static_cast<short>(bit)));
+                FXQUANT_UNROLL for (int i = 0; i < n; ++i)
+                    found[i] = _mm512_mask_mov_epi16(found[2 * i], upper, found[2 * i + 1]);
+            }
+            return found[0];
+        }
+
+        void values(U codes, F* value) const {
+            const U even = bits<U>(find(bits<__m512i>(codes)));
+            const U odd = bits<U>(find(_mm512_srli_epi16(bits<__m512i>(codes), 8)));
+            value[0] = bits<F>(even << 16);
+            value[1] = bits<F>(odd << 16);
+            value[2] = bits<F>(even & 0xffff0000u);
+            value[3] = bits<F>(odd & 0xffff0000u);
+        }
+
+        __m512i table[kTables];
+    };
+
+    template <int R>
+    FXQUANT_TILE void dot_patterns(const char* codes, int64_t stride, const uint8_t* b, int64_t depth, int32_t* acc, bool add) {
+        __m512i sum[R][4];
+        FXQUANT_UNROLL for (int r = 0; r < R; ++r) FXQUANT_UNROLL for (int j = 0; j < 4; ++j)
+            sum[r][j] = add ? _mm512_load_si512(acc + r * kPanel + j * 16) : _mm512_setzero_si512();
+        for (int64_t q = 0; q < depth; ++q, b += kPanel * kQuad) {
+            __m512i pattern[4];
+            FXQUANT_UNROLL for (int j = 0; j < 4; ++j) pattern[j] = _mm512_load_si512(b + j * 64);
+            FXQUANT_UNROLL for (int r = 0; r < R; ++r) {
+                const __m512i a = _mm512_set1_epi32(load<int32_t>(codes + r * stride + q * kQuad));
+                FXQUANT_UNROLL for (int j = 0; j < 4; ++j) sum[r][j] = _mm512_dpbusd_epi32(sum[r][j], pattern[j], a);
+            }
+        }
+        FXQUANT_UNROLL for (int r = 0; r < R; ++r) FXQUANT_UNROLL for (int j = 0; j < 4; ++j)
+            _mm512_store_si512(acc + r * kPanel + j * 16, sum[r][j]);
     }
 
     template <int R, bool Fetch>
@@ -63,6 +117,8 @@ struct Avx512Vnni : Vectors<16> {
 };
 
 #include "products.h"
+#include "coded.h"
+#include "patches.h"
 
 constexpr Kernels kKernels = kernels_of<Avx512Vnni>("avx512vnni");
 }  // namespace

@@ -1,5 +1,6 @@
 // Any machine: plain C++ and four-lane vectors, which the compiler maps to what it has (SSE2, NEON).
 #include <cstring>
+#include <type_traits>
 
 #include "kernels.h"
 
@@ -7,6 +8,8 @@ namespace fxquant {
 namespace {
 #include "vectors.h"
 #include "quantize.h"
+#include "fake_quantize.h"
+#include "planes.h"
 
 inline float half_to_float(uint16_t half) {
     const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16, magnitude = half & 0x7fffu;
@@ -46,8 +49,21 @@ struct Portable : Vectors<4> {
         store(to, H{float_to_half(v[0]), float_to_half(v[1]), float_to_half(v[2]), float_to_half(v[3])});
     }
 
+    template <int Bits>
+    using Lookup = PlainLookup<Portable, Bits>;
+
     template <int R>
     static void dot(const char* codes, int64_t stride, const int8_t* b, int64_t depth, int32_t* acc, bool add, const int8_t*) {
+        dot_of<R>(codes, stride, b, depth, acc, add);
+    }
+
+    template <int R>
+    static void dot_patterns(const char* codes, int64_t stride, const uint8_t* b, int64_t depth, int32_t* acc, bool add) {
+        dot_of<R>(codes, stride, b, depth, acc, add);
+    }
+
+    template <int R, class Byte>
+    static void dot_of(const char* codes, int64_t stride, const Byte* b, int64_t depth, int32_t* acc, bool add) {
         if (!add) std::memset(acc, 0, R * kPanel * sizeof(int32_t));
         for (int64_t q = 0; q < depth; ++q, b += kPanel * kQuad) {
             for (int r = 0; r < R; ++r) {
@@ -55,7 +71,7 @@ struct Portable : Vectors<4> {
                 std::memcpy(a, codes + r * stride + q * kQuad * 2, sizeof(a));
                 auto* sum = reinterpret_cast<uint32_t*>(acc + r * kPanel);  // unsigned: the sum may wrap, see kWrapSafe
                 for (int c = 0; c < kPanel; ++c) {
-                    const int8_t* w = b + c * kQuad;
+                    const Byte* w = b + c * kQuad;
                     sum[c] += static_cast<uint32_t>(a[0] * w[0] + a[1] * w[1] + a[2] * w[2] + a[3] * w[3]);
                 }
             }
@@ -64,6 +80,8 @@ struct Portable : Vectors<4> {
 };
 
 #include "products.h"
+#include "coded.h"
+#include "patches.h"
 
 constexpr Kernels kKernels = kernels_of<Portable>("portable");
 }  // namespace

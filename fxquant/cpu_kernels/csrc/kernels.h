@@ -67,12 +67,164 @@ struct FloatProblem {
     Float out_type;
 };
 
+// How values are rounded to a format by the range of their granule: see fake_quantize.h.
+struct Grid {
+    enum class Scale : int32_t { float32, e8m0, e4m3 };
+    float largest;             // value of the largest code
+    float smallest_range;      // a granule with less than this counts as zero (float32 scales)
+    int32_t largest_exponent;  // floor(log2(largest))
+    int32_t smallest_exponent;
+    int32_t mantissa_bits;
+    bool minus_zero;  // the format has a code for -0
+    Scale scale;
+    int64_t group;  // values of a row that share a scale; 0 where the whole row does
+};
+
+// Where the activations of a convolution are laid out for it: [sample, channel, d, h, phase, w] with the padding filled in, and
+// each line split by w modulo the stride, so that neighbouring outputs read neighbours.
+struct Layout {
+    int64_t channels;
+    int64_t in[3];   // d, h, w of x
+    int64_t size[3];  // what is laid out, padding included: as much as the kernel reads
+    int64_t pad[3];   // index in x = index in the layout - pad
+    int64_t step;     // stride of w
+    int64_t phases;   // that the kernel reads, at most step
+    int64_t phase_length;
+    int64_t line;     // elements of a line: phases * phase_length
+    int64_t channel;  // elements of a channel: size[0] * size[1] * line
+    bool channels_last;  // x is
+    int64_t stride[2];   // of d and h
+    uint64_t used[2];    // of d and h modulo the stride: whether the kernel reads them
+};
+
+// Patches: that of output (sample, d, h, w) begins at data + sample * `sample` + d * step[0] + h * step[1] + w * step[2], and
+// its k-th value stands at offsets[k] from there. offsets: `count`, then zeros up to a multiple of 16.
+struct Patches {
+    const void* data;
+    int64_t sample;
+    int64_t step[3];
+    int64_t out[3];
+    const int64_t* offsets;
+    int64_t count;
+};
+
 // One task: one packed block against the rows row0 <= r < row1. `next` is the block worth fetching meanwhile.
 struct Task {
     int64_t panel;
     const int8_t* next;
     int64_t row0;
     int64_t row1;
+};
+
+// ---- weights in any number format: codes in panels of planes (fxquant/numerics/panels.py), one granule along K after another
+
+constexpr int64_t kBlock = 8;  // consecutive k whose codes stand together: `bits` rows of 64 bytes
+
+constexpr int64_t plane_blocks(int64_t in_features) { return (in_features + kBlock - 1) / kBlock; }
+
+enum class Scheme : int32_t { symmetric, affine, shift };
+enum class Stored : int32_t { f32, bf16, e8m0, e4m3, u8 };
+
+// Numbers of granules: [panels(N), granules, 64].
+struct Granules {
+    const void* data;
+    Stored type;
+};
+
+// A weight [N, K]; a value is (values[code] - zero) * scale, or values[code] * scale + zero if the scheme is shift.
+struct CodedWeight {
+    const uint8_t* packed;  // [panels(N), plane_blocks(K), bits, 64]
+    int64_t bits;
+    Scheme scheme;
+    bool integer;            // values[code] is code - offset
+    int32_t offset;
+    const uint16_t* values;  // of 256 codes, bfloat16, which holds all of them exactly; repeated beyond 2^bits
+    Granules scale;
+    Granules zero;           // affine and shift
+    int64_t granules;        // along K
+    int64_t granule;         // k in each but the last
+    const float* tensor_scale;  // N floats or null
+    const float* bias;          // likewise
+    int64_t out_features;
+    int64_t in_features;
+};
+
+// y[rows, N] = x @ value^T * tensor_scale + bias. x: float rows, x_stride floats apart, zero from K to 4 * quads(K).
+struct CodedProblem {
+    const float* x;
+    int64_t x_stride;
+    CodedWeight weight;
+    void* out;
+    Float out_type;
+};
+
+// Neighbouring k of one granule whose products are summed up in int32: k0 <= k < k1, k0 a multiple of 4.
+struct Piece {
+    int64_t k0;
+    int64_t k1;
+    int64_t granule;
+};
+
+// 255 * 127 * 65536 < 2^31: a granule beyond this many k is summed up in several pieces.
+constexpr int64_t kMostPiece = 65536;
+
+// y[rows, N] = (sum over pieces of float(codes @ (weight codes - zero)^T) * scale) * x_scale + bias. codes: staged rows, see
+// quantize_coded. sums: of each row's codes in each piece.
+struct CodedDynamicProblem {
+    const void* codes;
+    int64_t code_stride;
+    const float* x_scale;
+    const int32_t* sums;
+    const Piece* pieces;
+    int64_t count;
+    CodedWeight weight;
+    void* out;
+    Float out_type;
+};
+
+struct CodedKernels {
+    // One panel x the rows row0 <= r < row1, at most kRowBlock.
+    void (*product)(const CodedProblem& problem, int64_t panel, int64_t row0, int64_t row1);
+    void (*dynamic_product)(const CodedDynamicProblem& problem, int64_t panel, int64_t row0, int64_t row1);
+    // Rows of x into staged codes, code_bytes each, their scales, and their sums over each piece.
+    void (*quantize)(const Rows& x, int64_t row0, int64_t row1, const CodedDynamicProblem& problem, void* codes, float* scale,
+                     int32_t* sums);
+    // One panel's values [64, K], with tensor_scale, into out [N, K].
+    void (*decode)(const CodedWeight& weight, int64_t panel, void* out, Float out_type);
+};
+
+// The panel of the packed form of codes [n, k]; `flip` is the bit that turns a code into its pattern.
+void pack_planes(const uint8_t* codes, int64_t n, int64_t k, int64_t bits, uint8_t flip, int64_t panel, uint8_t* to);
+
+// ---- end of weights in any number format
+
+struct PatchKernels {
+    // Units unit0 <= u < unit1 of x, channels of samples (contiguous) or d, h lines of samples (channels last), into `to`: as
+    // staged codes by each sample's factor, or as floats. room: room_elements() of what is laid out.
+    void (*lay_codes)(const Layout& l, const void* x, Float type, const float* factors, void* to, int64_t unit0, int64_t unit1,
+                      void* room);
+    void (*lay_floats)(const Layout& l, const void* x, Float type, const float* factors, void* to, int64_t unit0, int64_t unit1,
+                       void* room);
+    void (*quantize_by)(const Rows& x, int64_t row0, int64_t row1, float factor, void* staged, int64_t stride);
+    void (*stage)(const Patches& patches, int64_t row0, int64_t row1, void* staged, int64_t stride);
+    // y[rows, N] = patches @ value^T * tensor_scale + bias for one panel and the rows row0 <= r < row1, at most kRowBlock: into
+    // rows of `width` elements, at column `column`.
+    void (*product)(const Patches& patches, const CodedWeight& weight, int64_t panel, int64_t row0, int64_t row1, void* out,
+                    Float out_type, int64_t width, int64_t column);
+    // [n][width] of elements of `type`, rows `stride` apart, into [width][n], `to_stride` apart. Up to 15 bytes behind each row
+    // are read.
+    void (*turn)(const void* from, int64_t stride, int64_t n, int64_t width, Float type, void* to, int64_t to_stride);
+};
+
+// Elements that laying out one unit takes for itself.
+constexpr int64_t room_elements(const Layout& l) {
+    return l.channels_last ? (2 * l.in[2] + 1) * l.channels + l.size[2] + 64 : l.size[2] + 64;
+}
+
+// What a granule's values are multiplied by to become codes: see numerics. scale: what a code is worth.
+struct Scaling {
+    float scale;
+    float factor;
 };
 
 // The kernels of one instruction set. "Staged" codes are what its product reads: u8 = code + 128 or int16 = code,
@@ -86,6 +238,13 @@ struct Kernels {
     void (*widen)(const Rows& x, int64_t row0, int64_t row1, float* wide, int64_t stride);
     void (*int8_product)(const Int8Problem& problem, const Task& task);
     void (*float_product)(const FloatProblem& problem, const Task& task);
+    void (*fake_quantize)(const Grid& grid, const Rows& x, int64_t row0, int64_t row1, void* out, float tensor_scale);
+    void (*fake_quantize_piece)(const Grid& grid, const void* x, Float type, int64_t n, uint32_t amax, void* out);
+    void (*narrow)(const float* from, int64_t n, Float type, void* to);
+    Scaling (*int8_scaling)(uint32_t amax);
+    PatchKernels patches;
+    uint32_t (*amax)(const void* x, Float type, int64_t n);  // the bits of the largest absolute value; NaN stands on top
+    CodedKernels coded;
 };
 
 // Block `panel` of the packed form of codes [n, k]: 64 columns interleaved by quads, then their sums.

@@ -59,12 +59,13 @@ inline char* scratch(int64_t bytes) {
     return held.at_least(bytes);
 }
 
-// Every packed block against every row, as tasks of one block x at most kRowBlock rows. Neighbouring tasks share a block, so
-// a thread finds it in its L2. product(task) may run on any thread, in any order.
-template <class Product>
-void for_tasks(const Weight& w, int64_t rows, Product product) {
-    const int64_t blocks = panels(w.out_features);
-    if (blocks == 0) return;
+// Every panel of N against every row, as tasks of one panel x at most kRowBlock rows. Neighbouring tasks share a panel, so a
+// thread finds it in its L2. task(panel, row0, row1, last) may run on any thread, in any order; last: the thread's next task is
+// one of the next panel.
+template <class Work>
+void for_panels(int64_t out_features, int64_t in_features, int64_t rows, Work work) {
+    const int64_t blocks = panels(out_features);
+    if (blocks == 0 || rows == 0) return;
     int64_t row_block = std::min(rows, kRowBlock);
     const int64_t threads = torch::stable::get_num_threads();
     if (threads > 1 && blocks < 2 * threads) {  // too few blocks to share out: share rows as well, 24 or more at a time
@@ -72,14 +73,22 @@ void for_tasks(const Weight& w, int64_t rows, Product product) {
         row_block = std::min(row_block, std::max<int64_t>(24, (rows + wanted - 1) / wanted));
     }
     const int64_t row_blocks = (rows + row_block - 1) / row_block;
-    const bool serial = rows * w.out_features * w.in_features < kSerialProducts;
+    const bool serial = rows * out_features * in_features < kSerialProducts;
     split(blocks * row_blocks, serial, [&](int64_t begin, int64_t end) {
         for (int64_t task = begin; task < end; ++task) {
-            const int64_t panel = task / row_blocks, block = task % row_blocks;
-            const bool last_of_panel = block + 1 == row_blocks && task + 1 < end;
-            const int8_t* next = last_of_panel ? w.packed + (panel + 1) * panel_bytes(w.in_features) : nullptr;
-            product(Task{panel, next, block * row_block, std::min(rows, (block + 1) * row_block)});
+            const int64_t block = task % row_blocks;
+            work(task / row_blocks, block * row_block, std::min(rows, (block + 1) * row_block),
+                 block + 1 == row_blocks && task + 1 < end);
         }
+    });
+}
+
+// The same for a weight packed by int8_pack.
+template <class Product>
+void for_tasks(const Weight& w, int64_t rows, Product product) {
+    for_panels(w.out_features, w.in_features, rows, [&](int64_t panel, int64_t row0, int64_t row1, bool last) {
+        const int8_t* next = last ? w.packed + (panel + 1) * panel_bytes(w.in_features) : nullptr;
+        product(Task{panel, next, row0, row1});
     });
 }
 

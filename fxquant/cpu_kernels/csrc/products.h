@@ -13,7 +13,7 @@ struct Columns {
 
     Columns(const Weight& w, int64_t panel) : first(panel * kPanel) {
         count = w.out_features - first < kPanel ? w.out_features - first : kPanel;
-        scale = padded(w.scale + first, scale_copy);
+        scale = w.scale == nullptr ? nullptr : padded(w.scale + first, scale_copy);
         bias = w.bias == nullptr ? nullptr : padded(w.bias + first, bias_copy);
     }
 
@@ -272,7 +272,33 @@ void float_product(const FloatProblem& p, const Task& t) {
 }
 
 template <class Isa>
+constexpr CodedKernels coded_kernels_of();  // coded.h
+
+template <class Isa>
+constexpr PatchKernels patch_kernels_of();  // patches.h
+
+inline Scaling int8_scaling(uint32_t amax) {
+    const RowScale s = row_scale(amax);
+    return {s.scale, s.factor};
+}
+
+template <class Isa>
 constexpr Kernels kernels_of(const char* name) {
-    return {name,       sizeof(typename Isa::Code), quantize<Isa>,     quantize_staged<Isa>,
-            stage<Isa>, widen<Isa>,                 int8_product<Isa>, float_product<Isa>};
+    Kernels k = {};
+    k.name = name;
+    k.code_bytes = sizeof(typename Isa::Code);
+    k.quantize = quantize<Isa>;
+    k.quantize_staged = quantize_staged<Isa>;
+    k.stage = stage<Isa>;
+    k.widen = widen<Isa>;
+    k.int8_product = int8_product<Isa>;
+    k.float_product = float_product<Isa>;
+    k.fake_quantize = fake_quantize<Isa>;
+    k.fake_quantize_piece = fake_quantize_piece<Isa>;
+    k.amax = largest_bits<Isa>;
+    k.narrow = narrow<Isa>;
+    k.int8_scaling = int8_scaling;
+    k.patches = patch_kernels_of<Isa>();
+    k.coded = coded_kernels_of<Isa>();
+    return k;
 }

@@ -15,6 +15,20 @@ inline RowScale row_scale(uint32_t amax_bits) {
     return {amax / 127.0f, 127.0f / amax};
 }
 
+// Halved until four lanes are left: a group of 32 values must not cost more for its end than for itself.
+template <class I, int W>
+inline int32_t largest_lane(I v) {
+    if constexpr (W > 4) {
+        typedef int32_t Half __attribute__((vector_size(W * 2)));
+        Half halves[2];
+        std::memcpy(halves, &v, sizeof(v));
+        return largest_lane<Half, W / 2>(halves[0] > halves[1] ? halves[0] : halves[1]);
+    } else {
+        const int32_t a = v[0] > v[1] ? v[0] : v[1], b = v[2] > v[3] ? v[2] : v[3];
+        return a > b ? a : b;
+    }
+}
+
 template <class Isa, Float T>
 uint32_t amax_bits(const char* row, int64_t width) {
     // Without the sign, float bits order like integers, and NaN stands above infinity: an integer maximum misses neither.
@@ -30,9 +44,7 @@ uint32_t amax_bits(const char* row, int64_t width) {
         const I v = bits<I>(load_tail<Isa, T>(row + k * size_of(T), width - k)) & 0x7fffffff;
         best = v > best ? v : best;
     }
-    int32_t top = 0;
-    for (int i = 0; i < W; ++i) top = best[i] > top ? best[i] : top;
-    return static_cast<uint32_t>(top);
+    return static_cast<uint32_t>(largest_lane<I, W>(best));
 }
 
 // rint(x * factor), half to even, for |x * factor| < 2^22: the sum's last bits are the integer. No clamp is needed:

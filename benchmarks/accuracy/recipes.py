@@ -1,0 +1,56 @@
+"""The rows of the tables: float, every preset, and the presets with other algorithms and granularities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fxquant.spec import PRESETS
+
+FLOAT = "float32"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A row: its name, the options of `fxquant.compile`, and the group that it belongs to in tables and plots."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    family: str = "preset"
+
+    @property
+    def needs_embeddings(self) -> bool:
+        """True for a row that says nothing new of a model without embedding tables."""
+        return "embeddings" in self.options
+
+
+def family_of(name: str) -> str:
+    """What a preset computes with: integers or floats, alone in the weights or in the activations too."""
+    spec = PRESETS[name]
+    weights = spec.weights
+    assert weights is not None
+    kind = "integer" if weights.format.kind == "int" else "float"
+    return f"{kind} weights" if spec.activations is None else f"{kind} weights and activations"
+
+
+def preset_recipes() -> tuple[Recipe, ...]:
+    return tuple(Recipe(name, {"preset": name}, family_of(name)) for name in PRESETS)
+
+
+EXTRA = (
+    Recipe("int4 per channel", {"weights": "int4/channel"}, "other round-to-nearest"),
+    Recipe("int4 g32 symmetric", {"weights": "int4/group32"}, "other round-to-nearest"),
+    Recipe("int4 per channel, mse", {"weights": "int4/channel", "algorithm": "mse"}, "algorithm"),
+    Recipe("int4wo, mse", {"preset": "int4wo", "algorithm": "mse"}, "algorithm"),
+    Recipe("int4wo, hqq", {"preset": "int4wo", "algorithm": "hqq"}, "algorithm"),
+    Recipe("int4wo-g32, mse", {"preset": "int4wo-g32", "algorithm": "mse"}, "algorithm"),
+    Recipe("int4wo-g32, hqq", {"preset": "int4wo-g32", "algorithm": "hqq"}, "algorithm"),
+    Recipe("int2wo, mse", {"preset": "int2wo", "algorithm": "mse"}, "algorithm"),
+    Recipe("int2wo, hqq", {"preset": "int2wo", "algorithm": "hqq"}, "algorithm"),
+    Recipe("int8wo, int8 embeddings", {"preset": "int8wo", "embeddings": "int8"}, "embeddings"),
+)
+
+
+def all_recipes() -> tuple[Recipe, ...]:
+    return (*preset_recipes(), *EXTRA)

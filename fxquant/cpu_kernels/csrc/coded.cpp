@@ -1,0 +1,142 @@
+// The ops over weights of any number format: pack_panels, decode_weight, linear_weight_only, linear_dynamic.
+#include <torch/csrc/stable/library.h>
+
+#include <cstring>
+#include <string>
+
+#include "coded_weight.h"
+
+namespace fxquant {
+namespace {
+
+Tensor empty(std::initializer_list<int64_t> shape, ScalarType type) {
+    int64_t sizes[4], strides[4], step = 1, dims = 0;
+    for (const int64_t size : shape) sizes[dims++] = size;
+    for (int64_t d = dims - 1; d >= 0; --d) {
+        strides[d] = step;
+        step *= std::max<int64_t>(sizes[d], 1);
+    }
+    AtenTensorHandle fresh = nullptr;
+    const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        aoti_torch_empty_strided(dims, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &fresh));
+    return Tensor(fresh);
+}
+
+Tensor pack_panels(const Tensor codes, const std::string text) {
+    const Spec spec = weight_spec("pack_panels", text);
+    const auto sizes = codes.sizes();
+    STD_TORCH_CHECK(sizes.size() == 2 && codes.element_size() == 1, "fxquant::pack_panels: codes are [N, K], one byte each; met ",
+                    torch::headeronly::toString(codes.scalar_type()), " with ", sizes.size(), " dimensions");
+    const int64_t n = sizes[0], k = sizes[1], bits = spec.format.bits;
+    const Tensor from = dense(codes);
+    Tensor packed = empty({panels(n), plane_blocks(k), bits, kPanel}, ScalarType::Byte);
+    const auto* in = static_cast<const uint8_t*>(from.data_ptr());
+    auto* out = static_cast<uint8_t*>(packed.data_ptr());
+    const auto flip = static_cast<uint8_t>(pattern_offset(spec));
+    const int64_t bytes = plane_blocks(k) * bits * kPanel;
+    split(panels(n), n * k < kSerialElements, [&](int64_t begin, int64_t end) {
+        for (int64_t p = begin; p < end; ++p) pack_planes(in, n, k, bits, flip, p, out + p * bytes);
+    });
+    return packed;
+}
+
+Tensor decode_weight(const Tensor packed, const Tensor scale, const std::optional<Tensor> zero_point,
+                     const std::optional<Tensor> tensor_scale, int64_t out_features, int64_t in_features, const std::string text,
+                     ScalarType dtype) {
+    const char* op = "decode_weight";
+    const Kernels& kernels = kernels_for(kChoose);
+    const HeldCodedWeight weight(op, kernels, packed, scale, zero_point, tensor_scale, std::nullopt, out_features, in_features, text);
+    const Float type = float_type(op, "dtype", dtype);
+    Tensor out = empty({out_features, in_features}, dtype);
+    split(panels(out_features), out_features * in_features < kSerialElements, [&](int64_t begin, int64_t end) {
+        for (int64_t p = begin; p < end; ++p) kernels.coded.decode(weight.view, p, out.data_ptr(), type);
+    });
+    return out;
+}
+
+int64_t float_bytes(Float type) { return type == Float::f32 ? 4 : 2; }
+
+Tensor linear_weight_only(const Tensor x, const Tensor packed, const Tensor scale, const std::optional<Tensor> zero_point,
+                          const std::optional<Tensor> tensor_scale, const std::optional<Tensor> bias, int64_t out_features,
+                          int64_t in_features, const std::string text, ScalarType dtype, int64_t isa) {
+    const char* op = "linear_weight_only";
+    const Kernels& kernels = kernels_for(isa);
+    const RowView rows = row_view(op, "x", x);
+    check_width(op, rows, in_features);
+    const Float type = float_type(op, "x", x.scalar_type()), out_type = float_type(op, "dtype", dtype);
+    const HeldCodedWeight weight(op, kernels, packed, scale, zero_point, tensor_scale, bias, out_features, in_features, text);
+    Tensor out = like_rows(x, out_features, dtype);
+
+    const int64_t stride = staged_stride(in_features, sizeof(float)) / static_cast<int64_t>(sizeof(float));
+    const int64_t most = pass_rows(rows.rows, stride * static_cast<int64_t>(sizeof(float)));
+    auto* wide = reinterpret_cast<float*>(scratch(most * stride * static_cast<int64_t>(sizeof(float))));
+    for (int64_t first = 0; first < rows.rows; first += most) {
+        const int64_t count = std::min(most, rows.rows - first);
+        const Rows from = rows_from(rows, type, first);
+        split(count, count * in_features < kSerialElements,
+              [&](int64_t begin, int64_t end) { kernels.widen(from, begin, end, wide, stride); });
+        void* to = static_cast<char*>(out.data_ptr()) + first * out_features * float_bytes(out_type);
+        const CodedProblem problem{wide, stride, weight.view, to, out_type};
+        for_panels(out_features, in_features, count, [&](int64_t panel, int64_t row0, int64_t row1, bool) {
+            kernels.coded.product(problem, panel, row0, row1);
+        });
+    }
+    return out;
+}
+
+std::vector<Piece> pieces_of(const CodedWeight& w) {
+    std::vector<Piece> pieces;
+    for (int64_t granule = 0; granule < w.granules; ++granule) {
+        const int64_t end = std::min((granule + 1) * w.granule, w.in_features);
+        for (int64_t k = granule * w.granule; k < end; k += kMostPiece) pieces.push_back({k, std::min(k + kMostPiece, end), granule});
+    }
+    return pieces;
+}
+
+Tensor linear_dynamic(const Tensor x, const Tensor packed, const Tensor scale, const std::optional<Tensor> zero_point,
+                      const std::optional<Tensor> bias, int64_t out_features, int64_t in_features, const std::string text,
+                      ScalarType dtype, int64_t isa) {
+    const char* op = "linear_dynamic";
+    const Kernels& kernels = kernels_for(isa);
+    const RowView rows = row_view(op, "x", x);
+    check_width(op, rows, in_features);
+    const Float type = float_type(op, "x", x.scalar_type()), out_type = float_type(op, "dtype", dtype);
+    const HeldCodedWeight weight(op, kernels, packed, scale, zero_point, std::nullopt, bias, out_features, in_features, text);
+    const CodedWeight& w = weight.view;
+    STD_TORCH_CHECK(w.integer && w.scheme != Scheme::shift && (w.granules == 1 || w.granule % kQuad == 0), "fxquant::", op, ": spec '",
+                    text, "' is not of integers, symmetric or affine, in groups that are a multiple of ", kQuad);
+    Tensor out = like_rows(x, out_features, dtype);
+
+    const std::vector<Piece> pieces = pieces_of(w);
+    const auto count = static_cast<int64_t>(pieces.size());
+    const int64_t stride = staged_stride(in_features, kernels.code_bytes);
+    const int64_t row_bytes = stride + (1 + count) * static_cast<int64_t>(sizeof(float));
+    const int64_t most = pass_rows(rows.rows, row_bytes);
+    char* staged = scratch(most * row_bytes);
+    auto* x_scale = reinterpret_cast<float*>(staged + most * stride);
+    auto* sums = reinterpret_cast<int32_t*>(x_scale + most);
+    for (int64_t first = 0; first < rows.rows; first += most) {
+        const int64_t now = std::min(most, rows.rows - first);
+        const Rows from = rows_from(rows, type, first);
+        void* to = static_cast<char*>(out.data_ptr()) + first * out_features * float_bytes(out_type);
+        const CodedDynamicProblem problem{staged, stride, x_scale, sums, pieces.data(), count, w, to, out_type};
+        split(now, now * in_features < kSerialElements, [&](int64_t begin, int64_t end) {
+            kernels.coded.quantize(from, begin, end, problem, staged, x_scale, sums);
+        });
+        for_panels(out_features, in_features, now, [&](int64_t panel, int64_t row0, int64_t row1, bool) {
+            kernels.coded.dynamic_product(problem, panel, row0, row1);
+        });
+    }
+    return out;
+}
+
+}  // namespace
+}  // namespace fxquant
+
+STABLE_TORCH_LIBRARY_IMPL(fxquant, CPU, m) {
+    m.impl("pack_panels", TORCH_BOX(&fxquant::pack_panels));
+    m.impl("decode_weight", TORCH_BOX(&fxquant::decode_weight));
+    m.impl("linear_weight_only", TORCH_BOX(&fxquant::linear_weight_only));
+    m.impl("linear_dynamic", TORCH_BOX(&fxquant::linear_dynamic));
+}

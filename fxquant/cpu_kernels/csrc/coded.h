@@ -1,0 +1,231 @@
+// The products with weights of any number format, one panel at a time: float32 x values, and int8 x integer codes.
+// Included into each isa_*.cpp inside an anonymous namespace, after planes.h and before products.h' kernels_of.
+
+// k of one decoded tile: 128 x 64 floats are 32 KiB, which stay in L1 or close to it while all row groups pass over them.
+constexpr int64_t kTileK = 128;
+
+inline const uint8_t* panel_of(const CodedWeight& w, int64_t panel) {
+    return w.packed + panel * plane_blocks(w.in_features) * w.bits * kPanel;
+}
+
+inline Weight epilogue_of(const CodedWeight& w) { return {nullptr, w.tensor_scale, w.bias, w.out_features, w.in_features}; }
+
+template <class Isa, int Bits>
+void coded_product_of(const CodedProblem& p, int64_t panel, int64_t row0, int64_t row1) {
+    using F = typename Isa::F;
+    const CodedWeight& w = p.weight;
+    const typename Isa::template Lookup<Bits> lookup(w);
+    Granule<Isa> granule(w, panel);
+    const uint8_t* packed = panel_of(w, panel);
+    alignas(64) float tile[kTileK * kPanel];
+    alignas(64) float acc[kRowBlock * kPanel];
+    std::memset(acc, 0, (row1 - row0) * kPanel * sizeof(float));
+    for (int64_t k = 0; k < w.in_features; k += kTileK) {
+        const int64_t end = k + kTileK < w.in_features ? k + kTileK : w.in_features;
+        decode_tile<Isa, Bits>(lookup, granule, packed, k, end, tile);
+        for_groups(row0, row1, Isa::kFloatTall, [&](int64_t, int64_t row, int64_t height) {
+            float_tile<Isa>(false, height, p.x + row * p.x_stride + k, p.x_stride, tile, quads(end - k),
+                            acc + (row - row0) * kPanel);
+        });
+    }
+    const Columns columns(epilogue_of(w), panel);
+    for (int64_t row = row0; row < row1; ++row) {
+        const float* sum = acc + (row - row0) * kPanel;
+        finish<Isa>(
+            columns, [&](int64_t c) { return load<F>(sum + c); },
+            [&](int64_t c) { return columns.scale == nullptr ? Isa::splat(1.0f) : load<F>(columns.scale + c); }, p.out, p.out_type,
+            row, w.out_features);
+    }
+}
+
+template <class Isa, Float T>
+void store_transposed(const float* tile, int64_t depth, int64_t features, int64_t width, char* out) {
+    constexpr int W = Isa::kWidth;
+    for (int64_t n = 0; n < features; ++n) {
+        for (int64_t k = 0; k < depth; k += W) {
+            alignas(64) float row[W];
+            for (int i = 0; i < W; ++i) row[i] = k + i < depth ? tile[(k + i) * kPanel + n] : 0.0f;
+            alignas(64) char narrow[W * 4];
+            store_float<Isa, T>(narrow, load<typename Isa::F>(row));
+            std::memcpy(out + (n * width + k) * size_of(T), narrow, (k + W <= depth ? W : depth - k) * size_of(T));
+        }
+    }
+}
+
+template <class Isa, int Bits>
+void decode_panel_of(const CodedWeight& w, int64_t panel, void* out, Float out_type) {
+    const typename Isa::template Lookup<Bits> lookup(w);
+    Granule<Isa> granule(w, panel);
+    const uint8_t* packed = panel_of(w, panel);
+    alignas(64) float tile[kTileK * kPanel];
+    const int64_t first = panel * kPanel;
+    const int64_t features = w.out_features - first < kPanel ? w.out_features - first : kPanel;
+    for (int64_t k = 0; k < w.in_features; k += kTileK) {
+        const int64_t end = k + kTileK < w.in_features ? k + kTileK : w.in_features;
+        decode_tile<Isa, Bits>(lookup, granule, packed, k, end, tile);
+        if (w.tensor_scale != nullptr) {
+            for (int64_t i = 0; i < end - k; ++i) {
+                for (int64_t n = 0; n < features; ++n) tile[i * kPanel + n] *= w.tensor_scale[first + n];
+            }
+        }
+        char* to = static_cast<char*>(out) + (first * w.in_features + k) * size_of(out_type);
+        switch (out_type) {
+            case Float::f32: store_transposed<Isa, Float::f32>(tile, end - k, features, w.in_features, to); break;
+            case Float::bf16: store_transposed<Isa, Float::bf16>(tile, end - k, features, w.in_features, to); break;
+            case Float::f16: store_transposed<Isa, Float::f16>(tile, end - k, features, w.in_features, to); break;
+        }
+    }
+}
+
+// ---- int8 activations
+
+// k of one tile of patterns: 256 x 64 bytes are 16 KiB.
+constexpr int64_t kPatternK = 256;
+
+// Patterns of the k from k0 (a multiple of 8) to k1 in quads [k / 4, 64, 4], as the dot products read them.
+template <class Isa, int Bits>
+void spread_patterns(const CodedWeight& w, int64_t panel, int64_t k0, int64_t k1, uint8_t* tile) {
+    using U = typename Isa::U;
+    const uint8_t* block = panel_of(w, panel) + k0 / kBlock * Bits * kPanel;
+    for (int64_t k = k0; k < k1; k += kBlock, block += Bits * kPanel, tile += kBlock * kPanel) {
+        FXQUANT_UNROLL for (int row = 0; row < Bits; ++row) __builtin_prefetch(block + kFetchAhead + row * kPanel);
+        FXQUANT_UNROLL_WIDE for (int vector = 0; vector < 8; ++vector) {
+            for (int64_t at = 0; at < kPanel; at += sizeof(U)) {
+                store(tile + vector * kPanel + at, patterns<U, Bits>(block, vector, at));
+            }
+        }
+    }
+}
+
+// The part of one piece that lies in a tile, with what its sums need at the end.
+struct Span {
+    int64_t quad0, depth;  // within the tile
+    int64_t index;         // of the piece
+    bool begins, ends;
+    alignas(64) float scale[kPanel];
+    alignas(64) int32_t zero[kPanel];
+};
+
+template <class Isa>
+Span span_of(const CodedDynamicProblem& p, int64_t panel, int64_t index, int64_t k0, int64_t k1) {
+    const CodedWeight& w = p.weight;
+    const Piece& piece = p.pieces[index];
+    Span s;
+    const int64_t begin = piece.k0 > k0 ? piece.k0 : k0, end = piece.k1 < k1 ? piece.k1 : k1;
+    s.quad0 = (begin - k0) / kQuad;
+    s.depth = quads(end - begin);
+    s.index = index;
+    s.begins = begin == piece.k0;
+    s.ends = end == piece.k1;
+    if (!s.ends) return s;
+    const int64_t first = (panel * w.granules + piece.granule) * kPanel;
+    read_granule<Isa>(w.scale, first, s.scale);
+    const auto* zero = static_cast<const uint8_t*>(w.zero.data);
+    for (int64_t c = 0; c < kPanel; ++c) s.zero[c] = w.scheme == Scheme::affine ? zero[first + c] : w.offset;
+    return s;
+}
+
+// y += scale * float(sum of (pattern - zero) * code), for the rows of one group.
+template <class Isa>
+void add_span(const CodedDynamicProblem& p, const Span& s, int64_t row, int64_t height, const int32_t* sums, float* y) {
+    using F = typename Isa::F;
+    using U = typename Isa::U;
+    for (int64_t r = 0; r < height; ++r) {
+        const auto of_codes = static_cast<uint32_t>(p.sums[(row + r) * p.count + s.index]);
+        for (int64_t c = 0; c < kPanel; c += Isa::kWidth) {
+            const U total = load<U>(sums + r * kPanel + c) - load<U>(s.zero + c) * of_codes;  // unsigned: it may wrap between
+            F* at = reinterpret_cast<F*>(y + r * kPanel + c);
+            *at = Isa::fma(load<F>(s.scale + c), __builtin_convertvector(bits<typename Isa::I>(total), F), *at);
+        }
+    }
+}
+
+template <class Isa, int R = Isa::kTall>
+inline void dot_patterns(int64_t rows, const char* codes, int64_t stride, const uint8_t* b, int64_t depth, int32_t* acc, bool add) {
+    if (rows == R) return Isa::template dot_patterns<R>(codes, stride, b, depth, acc, add);
+    if constexpr (R > 1) dot_patterns<Isa, R - 1>(rows, codes, stride, b, depth, acc, add);
+}
+
+template <class Isa, int Bits>
+void coded_dynamic_of(const CodedDynamicProblem& p, int64_t panel, int64_t row0, int64_t row1) {
+    using F = typename Isa::F;
+    constexpr auto kCode = static_cast<int64_t>(sizeof(typename Isa::Code));
+    const CodedWeight& w = p.weight;
+    alignas(64) uint8_t tile[kPatternK * kPanel];
+    alignas(64) int32_t sums[kRowBlock * kPanel];
+    alignas(64) float y[kRowBlock * kPanel];
+    Span spans[kPatternK / kQuad];
+    std::memset(y, 0, (row1 - row0) * kPanel * sizeof(float));
+    int64_t piece = 0;
+    for (int64_t k = 0; k < w.in_features; k += kPatternK) {
+        const int64_t end = k + kPatternK < w.in_features ? k + kPatternK : w.in_features;
+        spread_patterns<Isa, Bits>(w, panel, k, end, tile);
+        int64_t count = 0;
+        for (; piece < p.count && p.pieces[piece].k0 < end; ++piece) {
+            spans[count++] = span_of<Isa>(p, panel, piece, k, end);
+            if (!spans[count - 1].ends) break;
+        }
+        for_groups(row0, row1, Isa::kTall, [&](int64_t, int64_t row, int64_t height) {
+            const char* codes = static_cast<const char*>(p.codes) + row * p.code_stride + k * kCode;
+            int32_t* acc = sums + (row - row0) * kPanel;
+            for (int64_t i = 0; i < count; ++i) {
+                const Span& s = spans[i];
+                dot_patterns<Isa>(height, codes + s.quad0 * kQuad * kCode, p.code_stride, tile + s.quad0 * kPanel * kQuad, s.depth,
+                                  acc, !s.begins);
+                if (s.ends) add_span<Isa>(p, s, row, height, acc, y + (row - row0) * kPanel);
+            }
+        });
+    }
+    const Columns columns(epilogue_of(w), panel);
+    for (int64_t row = row0; row < row1; ++row) {
+        const float* total = y + (row - row0) * kPanel;
+        finish<Isa>(
+            columns, [&](int64_t c) { return load<F>(total + c); }, [&](int64_t) { return Isa::splat(p.x_scale[row]); }, p.out,
+            p.out_type, row, w.out_features);
+    }
+}
+
+template <class Isa>
+void quantize_coded(const Rows& x, int64_t row0, int64_t row1, const CodedDynamicProblem& p, void* codes, float* scale,
+                    int32_t* sums) {
+    using Vector = typename Isa::CodeVector;
+    using Code = typename std::remove_cv<typename std::remove_reference<decltype(Vector{}[0])>::type>::type;
+    quantize_rows<Isa, Vector, 0, true>(x, row0, row1, static_cast<char*>(codes), p.code_stride, scale);
+    for (int64_t r = row0; r < row1; ++r) {
+        const auto* row = reinterpret_cast<const Code*>(static_cast<const char*>(codes) + r * p.code_stride);
+        for (int64_t i = 0; i < p.count; ++i) {
+            int32_t sum = 0;
+            for (int64_t k = p.pieces[i].k0; k < p.pieces[i].k1; ++k) sum += row[k];
+            sums[r * p.count + i] = sum;
+        }
+    }
+}
+
+// ---- the width of the codes, known at compile time
+
+// body(integral constant of `bits`)
+template <class Body, int Bits = 8>
+inline void with_bits(int64_t bits, Body body) {
+    if (bits == Bits) return body(std::integral_constant<int, Bits>());
+    if constexpr (Bits > 2) with_bits<Body, Bits - 1>(bits, body);
+}
+
+template <class Isa>
+void coded_product(const CodedProblem& p, int64_t panel, int64_t row0, int64_t row1) {
+    with_bits(p.weight.bits, [&](auto bits) { coded_product_of<Isa, bits()>(p, panel, row0, row1); });
+}
+
+template <class Isa>
+void coded_dynamic_product(const CodedDynamicProblem& p, int64_t panel, int64_t row0, int64_t row1) {
+    with_bits(p.weight.bits, [&](auto bits) { coded_dynamic_of<Isa, bits()>(p, panel, row0, row1); });
+}
+
+template <class Isa>
+void decode_panel(const CodedWeight& w, int64_t panel, void* out, Float out_type) {
+    with_bits(w.bits, [&](auto bits) { decode_panel_of<Isa, bits()>(w, panel, out, out_type); });
+}
+
+template <class Isa>
+constexpr CodedKernels coded_kernels_of() {
+    return {coded_product<Isa>, coded_dynamic_product<Isa>, quantize_coded<Isa>, decode_panel<Isa>};
+}

@@ -1,0 +1,257 @@
+// fxquant::embedding_dequantize: rows of a packed table, decoded as they are looked up. Bit-equal to numerics.decode.
+#include <torch/csrc/stable/library.h>
+
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "coded_weight.h"
+
+namespace fxquant {
+namespace {
+
+float stored_float(const void* data, Stored type, int64_t i) {
+    switch (type) {
+        case Stored::f32: {
+            float value;
+            std::memcpy(&value, static_cast<const char*>(data) + 4 * i, sizeof(value));
+            return value;
+        }
+        case Stored::bf16: {
+            uint16_t half;
+            std::memcpy(&half, static_cast<const char*>(data) + 2 * i, sizeof(half));
+            const uint32_t whole = uint32_t{half} << 16;
+            float value;
+            std::memcpy(&value, &whole, sizeof(value));
+            return value;
+        }
+        case Stored::e8m0: {
+            const int exponent = static_cast<const uint8_t*>(data)[i];
+            return exponent == 255 ? std::nanf("") : std::ldexp(1.0f, exponent - 127);
+        }
+        case Stored::e4m3: {  // never negative as a scale, but any code is read right
+            const int code = static_cast<const uint8_t*>(data)[i], magnitude = code & 0x7f, exponent = magnitude >> 3;
+            const int whole = exponent == 0 ? magnitude : (magnitude & 7) + 8;
+            const float value = std::ldexp(static_cast<float>(whole), (exponent == 0 ? 1 : exponent) - 10);
+            return magnitude == 0x7f ? std::nanf("") : std::copysign(value, code & 0x80 ? -1.0f : 1.0f);
+        }
+        default: return static_cast<const uint8_t*>(data)[i];
+    }
+}
+
+// Eight codes of `Bits` bits each, one after another in the low bits of `word`, moved apart into a byte each.
+template <int Bits>
+uint64_t apart(uint64_t word) {
+    constexpr uint64_t kFour = (uint64_t{1} << (4 * Bits)) - 1;
+    constexpr uint64_t kTwo = ((uint64_t{1} << (2 * Bits)) - 1) * 0x0000000100000001u;
+    constexpr uint64_t kOne = ((uint64_t{1} << Bits) - 1) * 0x0001000100010001u;
+    word = (word & kFour) | ((word & kFour << (4 * Bits)) << (32 - 4 * Bits));
+    word = (word & kTwo) | ((word & kTwo << (2 * Bits)) << (16 - 2 * Bits));
+    return (word & kOne) | ((word & kOne << Bits) << (8 - Bits));
+}
+
+// Codes of a row, `Bits` each in one little-endian stream, a byte each. (The hosts that this is built for are little-endian.)
+template <int Bits>
+void spread(const uint8_t* row, int64_t width, uint8_t* codes) {
+    const int64_t whole = width / 8, rest = width - whole * 8, row_bytes = (width * Bits + 7) / 8;
+    uint64_t word = 0;
+    for (int64_t i = 0; i < whole; ++i) {
+        // Whole words where the row has them: a part of one, put together in memory, would be waited for.
+        if (i * Bits + 8 <= row_bytes) {
+            std::memcpy(&word, row + i * Bits, sizeof(word));
+        } else {
+            std::memcpy(&word, row + i * Bits, Bits);
+        }
+        const uint64_t bytes = apart<Bits>(word);
+        std::memcpy(codes + 8 * i, &bytes, sizeof(bytes));
+    }
+    word = 0;
+    std::memcpy(&word, row + whole * Bits, static_cast<size_t>((rest * Bits + 7) / 8));
+    const uint64_t bytes = apart<Bits>(word);
+    std::memcpy(codes + 8 * whole, &bytes, static_cast<size_t>(rest));
+}
+
+void spread(int bits, const uint8_t* row, int64_t width, uint8_t* codes) {
+    switch (bits) {
+        case 2: return spread<2>(row, width, codes);
+        case 3: return spread<3>(row, width, codes);
+        case 4: return spread<4>(row, width, codes);
+        case 5: return spread<5>(row, width, codes);
+        case 6: return spread<6>(row, width, codes);
+        case 7: return spread<7>(row, width, codes);
+        default: std::memcpy(codes, row, static_cast<size_t>(width));
+    }
+}
+
+float from_bits(uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof(value));
+    return value;
+}
+
+uint32_t to_bits(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    return bits;
+}
+
+uint32_t all_ones(bool yes) { return 0u - static_cast<uint32_t>(yes); }
+
+// What codes are worth; as code_values says, but by arithmetic, which the compiler turns into vectors.
+void values_of(const Spec& spec, const uint8_t* __restrict codes, int64_t n, float* __restrict out) {
+    const Format f = spec.format;
+    if (!f.is_float) {
+        const int32_t sign = spec.scheme == Spec::Scheme::symmetric ? 1 << (f.bits - 1) : 0;
+        for (int64_t i = 0; i < n; ++i) out[i] = static_cast<float>((codes[i] ^ sign) - sign);
+        return;
+    }
+    const int shift = 23 - f.mantissa_bits, sign_shift = 32 - f.bits;
+    const uint32_t mask = (1u << (f.bits - 1)) - 1, first_normal = 1u << f.mantissa_bits;
+    const uint32_t raise = static_cast<uint32_t>(127 - f.bias) << 23;
+    const float unit = std::ldexp(1.0f, 1 - f.bias - f.mantissa_bits);
+    const uint32_t infinity = f.top == Top::ieee ? mask - (first_normal - 1) : 256;
+    const uint32_t nan = f.top == Top::ieee ? infinity + 1 : f.top == Top::nan ? mask : 256;
+    const uint32_t nan_code = f.top == Top::nan_is_minus_zero ? mask + 1 : 256;
+    for (int64_t i = 0; i < n; ++i) {
+        const uint32_t code = codes[i], magnitude = code & mask;
+        const uint32_t normal = (magnitude << shift) + raise;
+        const uint32_t subnormal = to_bits(static_cast<float>(static_cast<int32_t>(magnitude)) * unit);
+        // By masks: the compiler would make branches of choices, and no branch predicts a code.
+        const uint32_t small = all_ones(magnitude < first_normal), top = all_ones(magnitude == infinity);
+        const uint32_t none = all_ones(magnitude >= nan) | all_ones(code == nan_code);
+        const uint32_t value = (((subnormal & small) | (normal & ~small)) & ~(top | none)) | (0x7f800000u & top) | (0x7fc00000u & none);
+        out[i] = from_bits(value | (code & (mask + 1)) << sign_shift);
+    }
+}
+
+// A table of codes with the numbers of its granules in the shapes that quantize_weight gives.
+struct Table {
+    Table(const std::string& text, const Tensor& rows, const Tensor& scale, const std::optional<Tensor>& zero_point,
+          const std::optional<Tensor>& tensor_scale, int64_t width)
+        : width(width), rows_(dense(rows)), scale_(dense(scale)) {
+        STD_TORCH_CHECK(parse_spec(text, spec), "fxquant::embedding_dequantize: spec '", text, "' is not one that the kernels know");
+        row_bytes = (width * spec.format.bits + 7) / 8;
+        const auto sizes = rows_.sizes();
+        STD_TORCH_CHECK(sizes.size() == 2 && sizes[1] == row_bytes && rows_.scalar_type() == ScalarType::Byte,
+                        "fxquant::embedding_dequantize: rows are uint8 [N, ", row_bytes, "] for ", width, " codes of ", text);
+        count = sizes[0];
+        place_granules();
+        const Stored stored = stored_scale(spec);
+        scale_type = stored;
+        zero_type = spec.scheme == Spec::Scheme::affine ? Stored::u8 : stored;
+        check("scale", scale_, stored, granule_rows * granules);
+        if (spec.scheme != Spec::Scheme::symmetric) {
+            STD_TORCH_CHECK(zero_point.has_value(), "fxquant::embedding_dequantize: spec '", text, "' needs a zero_point");
+            zero_ = dense(*zero_point);
+            check("zero_point", *zero_, zero_type, granule_rows * granules);
+        }
+        if (spec.scale == Spec::Scale::e4m3) {
+            STD_TORCH_CHECK(tensor_scale.has_value(), "fxquant::embedding_dequantize: spec '", text, "' needs a tensor_scale");
+            tensor_scale_ = dense(*tensor_scale);
+            check("tensor_scale", *tensor_scale_, Stored::f32, tensor_scale_->numel() == 1 ? 1 : count);
+        }
+    }
+
+    void row(int64_t index, uint8_t* codes, float* out) const {
+        spread(spec.format.bits, static_cast<const uint8_t*>(rows_.data_ptr()) + index * row_bytes, width, codes);
+        values_of(spec, codes, width, out);
+        const int64_t first = (granule_rows == 1 ? 0 : index / rows_each) * granules;
+        float whole = 1.0f;
+        if (tensor_scale_) whole = stored_float(tensor_scale_->data_ptr(), Stored::f32, tensor_scale_->numel() == 1 ? 0 : index);
+        for (int64_t g = 0; g < granules; ++g) {
+            const float scale = stored_float(scale_.data_ptr(), scale_type, first + g);
+            const float zero = zero_ ? stored_float(zero_->data_ptr(), zero_type, first + g) : 0.0f;
+            const int64_t begin = g * granule, end = std::min(width, begin + granule);
+            if (spec.scheme == Spec::Scheme::shift) {
+                for (int64_t k = begin; k < end; ++k) out[k] = out[k] * scale + zero;
+            } else {
+                for (int64_t k = begin; k < end; ++k) out[k] = (out[k] - zero) * scale * whole;
+            }
+        }
+    }
+
+    const int64_t width;
+    int64_t row_bytes, count;
+
+private:
+    void place_granules() {
+        using G = Spec::Granularity;
+        granule = width;
+        granules = 1;
+        rows_each = 1;
+        granule_rows = spec.granularity == G::tensor ? (scale_.numel() == 1 ? 1 : count) : count;
+        if (spec.granularity == G::group || spec.granularity == G::block) {
+            granule = std::max<int64_t>(1, std::min(spec.size, width));
+            granules = (width + granule - 1) / granule;
+        }
+        if (spec.granularity == G::block) {
+            rows_each = spec.rows;
+            granule_rows = (count + rows_each - 1) / rows_each;
+        }
+        if (spec.granularity == G::channel && (spec.axis == 1 || spec.axis == -1)) {  // one scale a column
+            granule = 1;
+            granules = width;
+            granule_rows = 1;
+        }
+    }
+
+    void check(const char* what, const Tensor& t, Stored stored, int64_t wanted) const {
+        STD_TORCH_CHECK(t.scalar_type() == stored_type(stored) && t.numel() == wanted, "fxquant::embedding_dequantize: ", what,
+                        " has ", t.numel(), " values of ", torch::headeronly::toString(t.scalar_type()), "; ", wanted, " of ",
+                        torch::headeronly::toString(stored_type(stored)), " are needed");
+    }
+
+    Spec spec;
+    Tensor rows_, scale_;
+    std::optional<Tensor> zero_, tensor_scale_;
+    Stored scale_type, zero_type;
+    int64_t granule, granules, rows_each, granule_rows;
+};
+
+// Indices as int64, all of them within the table.
+std::vector<int64_t> checked_indices(const Tensor& indices, int64_t count) {
+    const bool wide = indices.scalar_type() == ScalarType::Long;
+    STD_TORCH_CHECK(wide || indices.scalar_type() == ScalarType::Int, "fxquant::embedding_dequantize: indices are ",
+                    torch::headeronly::toString(indices.scalar_type()), "; int32 and int64 are taken");
+    const Tensor held = dense(indices);
+    std::vector<int64_t> found(static_cast<size_t>(held.numel()));
+    for (int64_t i = 0; i < held.numel(); ++i) {
+        found[i] = wide ? static_cast<const int64_t*>(held.data_ptr())[i] : static_cast<const int32_t*>(held.data_ptr())[i];
+        if (found[i] >= 0 && found[i] < count) continue;
+        throw std::out_of_range("fxquant::embedding_dequantize: index " + std::to_string(found[i]) +
+                                " is out of range for a table of " + std::to_string(count) + " rows");  // IndexError in Python
+    }
+    return found;
+}
+
+Tensor embedding_dequantize(const Tensor indices, const Tensor rows, const Tensor scale, const std::optional<Tensor> zero_point,
+                            const std::optional<Tensor> tensor_scale, int64_t embedding_dim, const std::string spec, ScalarType dtype) {
+    const Table table(spec, rows, scale, zero_point, tensor_scale, embedding_dim);
+    const Kernels& kernels = kernels_for(kChoose);
+    const Float type = float_type("embedding_dequantize", "dtype", dtype);
+    const std::vector<int64_t> wanted = checked_indices(indices, table.count);
+    std::vector<int64_t> sizes;
+    for (const int64_t size : indices.sizes()) sizes.push_back(size);
+    sizes.push_back(embedding_dim);
+    Tensor out = torch::stable::empty(sizes, dtype, std::nullopt, indices.device());
+    auto* to = static_cast<char*>(out.data_ptr());
+    const int64_t bytes = type == Float::f32 ? 4 : 2, width = table.width, n = static_cast<int64_t>(wanted.size());
+    split(n, n * width < kSerialElements, [&](int64_t begin, int64_t end) {
+        std::vector<uint8_t> codes(static_cast<size_t>(width));
+        std::vector<float> values(type == Float::f32 ? 0 : static_cast<size_t>(width));
+        for (int64_t i = begin; i < end; ++i) {
+            char* at = to + i * width * bytes;
+            float* row = type == Float::f32 ? reinterpret_cast<float*>(at) : values.data();
+            table.row(wanted[i], codes.data(), row);
+            if (type != Float::f32) kernels.narrow(row, width, type, at);
+        }
+    });
+    return out;
+}
+
+}  // namespace
+}  // namespace fxquant
+
+STABLE_TORCH_LIBRARY_IMPL(fxquant, CPU, m) { m.impl("embedding_dequantize", TORCH_BOX(&fxquant::embedding_dequantize)); }

@@ -1,0 +1,144 @@
+// What an activation becomes by quantizing and dequantizing it: rounding to a format's grid. Bit-equal to fxquant.numerics.
+// Included into each isa_*.cpp inside an anonymous namespace, after quantize.h.
+
+struct GranuleScale {
+    float scale;   // what a step of the grid is worth, before the tensor scale
+    float factor;  // what values are multiplied by to stand on the grid; 0 where the granule has no usable range
+};
+
+// 2^exponent for -149 <= exponent <= 127.
+inline float power_of_two(int exponent) {
+    return bits<float>(exponent >= -126 ? static_cast<uint32_t>(exponent + 127) << 23 : uint32_t{1} << (exponent + 149));
+}
+
+// One value on the grid that a format's exponents and mantissas make, nearest even. Adding 1.5 * 2^23 quanta rounds in place,
+// one quantum being 2^(exponent - mantissa bits); the exponent does not fall below that of the subnormals.
+inline float round_to_grid(float v, int smallest_exponent, int mantissa_bits) {
+    const int exponent = static_cast<int>(bits<uint32_t>(v) >> 23 & 0xff) - 127;
+    const int step = (exponent > smallest_exponent ? exponent : smallest_exponent) - mantissa_bits;
+    const float magic = 1.5f * power_of_two(step + 23);
+    return (v + magic) - magic;
+}
+
+inline GranuleScale granule_scale(const Grid& grid, uint32_t amax_bits, float tensor_scale) {
+    constexpr uint32_t kInfinity = 0x7f800000u;
+    if (amax_bits >= kInfinity || !(tensor_scale < bits<float>(kInfinity))) return {__builtin_nanf(""), 0.0f};
+    const float amax = bits<float>(amax_bits);
+    if (grid.scale == Grid::Scale::e8m0) {
+        const int exponent = static_cast<int>(amax_bits >> 23) - 127 - grid.largest_exponent;
+        const int kept = exponent < -127 ? -127 : exponent > 127 ? 127 : exponent;
+        return {power_of_two(kept), power_of_two(-kept)};
+    }
+    if (grid.scale == Grid::Scale::e4m3) {
+        if (amax == 0.0f || tensor_scale == 0.0f) return {0.0f, 0.0f};
+        const float wanted = amax / grid.largest / tensor_scale;
+        const float kept = round_to_grid(wanted < 448.0f ? wanted : 448.0f, -6, 3);
+        const float scale = kept < 0x1p-9f ? 0x1p-9f : kept;
+        return {scale, 1.0f / (scale * tensor_scale)};
+    }
+    if (amax < grid.smallest_range) return {0.0f, 0.0f};
+    return {amax / grid.largest, grid.largest / amax};
+}
+
+template <class Isa, Float T>
+inline void store_some(char* to, typename Isa::F v, int64_t n) {
+    if (n >= Isa::kWidth) return store_float<Isa, T>(to, v);
+    alignas(64) char padded[Isa::kWidth * 4];
+    store_float<Isa, T>(padded, v);
+    std::memcpy(to, padded, n * size_of(T));
+}
+
+// n values, next to each other, of a granule whose largest absolute value has the bits `amax`.
+template <class Isa, Float T>
+void granule_to_grid(const Grid& grid, const char* from, char* to, int64_t n, uint32_t amax, float tensor_scale) {
+    using F = typename Isa::F;
+    using I = typename Isa::I;
+    constexpr int W = Isa::kWidth;
+    const GranuleScale s = granule_scale(grid, amax, tensor_scale);
+    if (s.scale != s.scale) {  // NaN
+        for (int64_t k = 0; k < n; k += W) store_some<Isa, T>(to + k * size_of(T), F{} + s.scale, n - k);
+        return;
+    }
+    const I smallest = I{} + (grid.smallest_exponent + 127);
+    const int32_t up = (23 - grid.mantissa_bits) << 23 | 0x400000;  // to 1.5 * 2^(exponent + 23 - mantissa bits)
+    const I sign = I{} + (grid.minus_zero ? static_cast<int32_t>(0x80000000u) : 0);
+    const int32_t ties = grid.mantissa_bits == 0 ? 0x400000 : -1;
+    const F top = F{} + grid.largest, bottom = F{} - grid.largest;
+    const auto rounded = [&](F x) {
+        F v = x * s.factor;
+        v = v > top ? top : v;
+        v = v < bottom ? bottom : v;
+        const I exponent = (bits<I>(v) & 0x7f800000) >> 23;
+        const F magic = bits<F>(((exponent > smallest ? exponent : smallest) << 23) + up);
+        F code = (v + magic) - magic;
+        // Without mantissa bits the even code is the one with the even exponent, which the sum cannot see.
+        const I tie = ((bits<I>(v) & 0x7fffff) == ties) & (exponent >= smallest) & ((exponent & 1) == 0);
+        code = tie ? bits<F>(bits<I>(v) & static_cast<int32_t>(0xff800000u)) : code;
+        return bits<F>(bits<I>(code) | (bits<I>(v) & sign)) * s.scale * tensor_scale;
+    };
+    int64_t k = 0;
+    for (; k + W <= n; k += W) store_float<Isa, T>(to + k * size_of(T), rounded(load_float<Isa, T>(from + k * size_of(T))));
+    if (k < n) store_some<Isa, T>(to + k * size_of(T), rounded(load_tail<Isa, T>(from + k * size_of(T), n - k)), n - k);
+}
+
+template <class Isa, Float T>
+void rows_to_grid(const Grid& grid, const Rows& x, int64_t row0, int64_t row1, char* to, float tensor_scale) {
+    const int64_t group = grid.group == 0 ? x.width : grid.group;
+    for (int64_t r = row0; r < row1; ++r) {
+        const char* row = static_cast<const char*>(x.data) + r * x.stride * size_of(T);
+        char* out = to + r * x.width * size_of(T);
+        for (int64_t k = 0; k < x.width; k += group) {
+            const int64_t n = x.width - k < group ? x.width - k : group;
+            const char* from = row + k * size_of(T);
+            granule_to_grid<Isa, T>(grid, from, out + k * size_of(T), n, amax_bits<Isa, T>(from, n), tensor_scale);
+        }
+    }
+}
+
+template <class Isa>
+void fake_quantize(const Grid& grid, const Rows& x, int64_t row0, int64_t row1, void* out, float tensor_scale) {
+    char* to = static_cast<char*>(out);
+    switch (x.type) {
+        case Float::f32: return rows_to_grid<Isa, Float::f32>(grid, x, row0, row1, to, tensor_scale);
+        case Float::bf16: return rows_to_grid<Isa, Float::bf16>(grid, x, row0, row1, to, tensor_scale);
+        case Float::f16: return rows_to_grid<Isa, Float::f16>(grid, x, row0, row1, to, tensor_scale);
+    }
+}
+
+template <class Isa>
+void fake_quantize_piece(const Grid& grid, const void* from, Float type, int64_t n, uint32_t amax, void* out) {
+    const char* x = static_cast<const char*>(from);
+    char* to = static_cast<char*>(out);
+    switch (type) {
+        case Float::f32: return granule_to_grid<Isa, Float::f32>(grid, x, to, n, amax, 1.0f);
+        case Float::bf16: return granule_to_grid<Isa, Float::bf16>(grid, x, to, n, amax, 1.0f);
+        case Float::f16: return granule_to_grid<Isa, Float::f16>(grid, x, to, n, amax, 1.0f);
+    }
+}
+
+template <class Isa>
+uint32_t largest_bits(const void* from, Float type, int64_t n) {
+    const char* x = static_cast<const char*>(from);
+    switch (type) {
+        case Float::f32: return amax_bits<Isa, Float::f32>(x, n);
+        case Float::bf16: return amax_bits<Isa, Float::bf16>(x, n);
+        case Float::f16: return amax_bits<Isa, Float::f16>(x, n);
+    }
+    return 0;
+}
+
+// n floats, rounded to `type`.
+template <class Isa>
+void narrow(const float* from, int64_t n, Float type, void* to) {
+    const auto each = [&](auto store_values, int64_t bytes) {
+        for (int64_t k = 0; k < n; k += Isa::kWidth) {
+            const auto v = n - k < Isa::kWidth ? load_tail<Isa, Float::f32>(from + k, n - k) : load<typename Isa::F>(from + k);
+            store_values(static_cast<char*>(to) + k * bytes, v, n - k);
+        }
+    };
+    switch (type) {
+        case Float::f32: return each(store_some<Isa, Float::f32>, 4);
+        case Float::bf16: return each(store_some<Isa, Float::bf16>, 2);
+        case Float::f16: return each(store_some<Isa, Float::f16>, 2);
+    }
+}

@@ -1,0 +1,191 @@
+// Patterns of codes out of the planes that hold their bits, and what patterns are worth. The layout is that of kernels.h and
+// fxquant/numerics/panels.py. Included into each isa_*.cpp inside an anonymous namespace, after vectors.h.
+
+#if defined(__AVX512F__)
+#define FXQUANT_UNROLL_WIDE FXQUANT_UNROLL  // every shift count a constant; narrower vectors would make long code of it
+#else
+#define FXQUANT_UNROLL_WIDE
+#endif
+
+// How far ahead of the codes being read the next ones are fetched, in bytes.
+constexpr int64_t kFetchAhead = 4096;
+
+// The bits of one plane that belong to `vector`, moved to bit `Shift` of each byte.
+template <class U, int Width, int Shift>
+inline U plane_bits(const uint8_t* plane, int vector, int64_t at) {
+    constexpr uint32_t kMask = 0x01010101u * ((1u << Width) - 1u);
+    const U held = load<U>(plane + vector % Width * kPanel + at) >> (Width * (vector / Width));
+    return (held & kMask) << Shift;
+}
+
+// Patterns of `vector` (0 to 7) of one block, from byte `at` of its 64 on: lane c holds feature c's four k.
+template <class U, int Bits>
+inline U patterns(const uint8_t* block, int vector, int64_t at) {
+    static_assert(2 <= Bits && Bits <= 8, "formats have 2 to 8 bits");
+    if constexpr (Bits == 8) return load<U>(block + vector * kPanel + at);
+    U codes = U{};
+    if constexpr (Bits & 4) codes |= plane_bits<U, 4, 0>(block, vector, at);
+    if constexpr (Bits & 2) codes |= plane_bits<U, 2, Bits & 4>(block + (Bits & 4) * kPanel, vector, at);
+    if constexpr (Bits & 1) codes |= plane_bits<U, 1, Bits & 6>(block + (Bits & 6) * kPanel, vector, at);
+    return codes;
+}
+
+// Values of patterns where no instruction looks up 32 of them at once: integers are converted, others read from a table.
+template <class Isa, int Bits>
+struct PlainLookup {
+    using F = typename Isa::F;
+    using I = typename Isa::I;
+    using U = typename Isa::U;
+
+    explicit PlainLookup(const CodedWeight& w) : integer(w.integer), offset(w.offset), values_of(w.values) {}
+
+    // value[i]: that of byte i of each lane.
+    void values(U codes, F* value) const {
+        if (integer) {
+            FXQUANT_UNROLL for (int i = 0; i < 4; ++i)
+                value[i] = __builtin_convertvector(bits<I>(codes >> (8 * i) & 0xffu) - offset, F);
+            return;
+        }
+        uint8_t code[Isa::kWidth * 4];
+        float found[4][Isa::kWidth];
+        store(code, codes);
+        for (int i = 0; i < 4; ++i) {
+            for (int lane = 0; lane < Isa::kWidth; ++lane) found[i][lane] = bits<float>(uint32_t{values_of[code[lane * 4 + i]]} << 16);
+            value[i] = load<F>(found[i]);
+        }
+    }
+
+    bool integer;
+    int32_t offset;
+    const uint16_t* values_of;
+};
+
+// W bytes, widened.
+template <class Isa>
+inline typename Isa::U load_bytes(const void* from) {
+    typedef uint8_t Bytes __attribute__((vector_size(Isa::kWidth)));
+    return __builtin_convertvector(load<Bytes>(from), typename Isa::U);
+}
+
+// e4m3fn with sign; subnormals by conversion, so that a thread that flushes denormals gets them too.
+template <class Isa>
+inline typename Isa::F e4m3_values(typename Isa::U code) {
+    using F = typename Isa::F;
+    using I = typename Isa::I;
+    using U = typename Isa::U;
+    const U magnitude = code & 0x7fu, sign = (code & 0x80u) << 24;
+    const U normal = (magnitude << 20) + (120u << 23);
+    const U subnormal = bits<U>(__builtin_convertvector(bits<I>(magnitude), F) * 0x1p-9f);
+    const U finite = magnitude < 8u ? subnormal : normal;
+    const U value = magnitude == 0x7fu ? U{} + 0x7fc00000u : finite;
+    return bits<F>(value | sign);
+}
+
+template <class Isa>
+inline typename Isa::F e8m0_values(typename Isa::U code) {
+    using U = typename Isa::U;
+    const U usual = code == 0u ? U{} + 0x00400000u : code << 23;  // 2^-127 is a subnormal float
+    return bits<typename Isa::F>(code == 0xffu ? U{} + 0x7fc00000u : usual);
+}
+
+// The 64 numbers from `first` on: those of one granule and panel.
+template <class Isa>
+void read_granule(const Granules& from, int64_t first, float* to) {
+    constexpr int W = Isa::kWidth;
+    const auto* bytes = static_cast<const uint8_t*>(from.data) + first;
+    for (int64_t c = 0; c < kPanel; c += W) {
+        switch (from.type) {
+            case Stored::f32: store(to + c, load_float<Isa, Float::f32>(static_cast<const float*>(from.data) + first + c)); break;
+            case Stored::bf16:
+                store(to + c, load_float<Isa, Float::bf16>(static_cast<const uint16_t*>(from.data) + first + c));
+                break;
+            case Stored::e8m0: store(to + c, e8m0_values<Isa>(load_bytes<Isa>(bytes + c))); break;
+            case Stored::e4m3: store(to + c, e4m3_values<Isa>(load_bytes<Isa>(bytes + c))); break;
+            case Stored::u8:
+                store(to + c, __builtin_convertvector(bits<typename Isa::I>(load_bytes<Isa>(bytes + c)), typename Isa::F));
+                break;
+        }
+    }
+}
+
+// The granule that k lies in, as floats for the 64 features of a panel.
+template <class Isa>
+struct Granule {
+    Granule(const CodedWeight& weight, int64_t panel) : w(weight), first(panel * weight.granules * kPanel) {}
+
+    void enter(int64_t k) {
+        if (begin <= k && k < end) return;
+        const int64_t index = k / w.granule < w.granules ? k / w.granule : w.granules - 1;  // padding belongs to the last one
+        begin = index * w.granule;
+        end = index + 1 < w.granules ? begin + w.granule : INT64_MAX;
+        read_granule<Isa>(w.scale, first + index * kPanel, scale);
+        if (w.scheme != Scheme::symmetric) read_granule<Isa>(w.zero, first + index * kPanel, zero);
+    }
+
+    const CodedWeight& w;
+    const int64_t first;
+    int64_t begin = 0, end = 0;
+    alignas(64) float scale[kPanel];
+    alignas(64) float zero[kPanel];
+};
+
+// Values of W features and four k, scaled: those of k `first` to `last` - 1 into their rows of the tile.
+template <class Isa, int Bits, Scheme S>
+inline void decode_quad(const typename Isa::template Lookup<Bits>& lookup, const Granule<Isa>& granule, const uint8_t* block,
+                        int vector, int64_t c, int first, int last, float* rows) {
+    using F = typename Isa::F;
+    F value[4];
+    lookup.values(patterns<typename Isa::U, Bits>(block, vector, c % 16 * 4), value);
+    FXQUANT_UNROLL for (int i = 0; i < 4; ++i) {
+        if (i < first || i >= last) continue;
+        if constexpr (S == Scheme::affine) value[i] = value[i] - load<F>(granule.zero + c);
+        value[i] = value[i] * load<F>(granule.scale + c);
+        if constexpr (S == Scheme::shift) value[i] = value[i] + load<F>(granule.zero + c);
+        store(rows + i * kPanel + c, value[i]);
+    }
+}
+
+// The same for a quad that reaches from one granule into the next.
+template <class Isa, int Bits, Scheme S>
+FXQUANT_TILE void decode_across(const typename Isa::template Lookup<Bits>& lookup, Granule<Isa>& granule, const uint8_t* block,
+                                int64_t k, float* rows) {
+    for (int i = 0; i < 4; ++i) {
+        granule.enter(k + i);
+        for (int64_t c = 0; c < kPanel; c += Isa::kWidth) {
+            decode_quad<Isa, Bits, S>(lookup, granule, block, static_cast<int>(k % kBlock + c / 16), c, i, i + 1, rows);
+        }
+    }
+}
+
+// Values of the k from k0 (a multiple of 8) to k1, up to whole blocks: tile [k1 - k0, 64]. Bit-equal to numerics.decode.
+template <class Isa, int Bits, Scheme S>
+FXQUANT_TILE void decode_tile_of(const typename Isa::template Lookup<Bits>& table, Granule<Isa>& granule, const uint8_t* panel,
+                              int64_t k0, int64_t k1, float* tile) {
+    constexpr int W = Isa::kWidth;
+    const typename Isa::template Lookup<Bits> lookup = table;  // a copy of its own stays in registers
+    const uint8_t* block = panel + k0 / kBlock * Bits * kPanel;
+    for (int64_t k = k0; k < k1; k += kBlock, block += Bits * kPanel, tile += kBlock * kPanel) {
+        FXQUANT_UNROLL for (int row = 0; row < Bits; ++row) __builtin_prefetch(block + kFetchAhead + row * kPanel);
+        FXQUANT_UNROLL_WIDE for (int q = 0; q < 2; ++q) {
+            float* rows = tile + q * kQuad * kPanel;
+            granule.enter(k + q * kQuad);
+            if (k + (q + 1) * kQuad > granule.end) {
+                decode_across<Isa, Bits, S>(lookup, granule, block, k + q * kQuad, rows);
+                continue;
+            }
+            FXQUANT_UNROLL_WIDE for (int c = 0; c < kPanel; c += W) {
+                decode_quad<Isa, Bits, S>(lookup, granule, block, 4 * q + c / 16, c, 0, 4, rows);
+            }
+        }
+    }
+}
+
+template <class Isa, int Bits>
+inline void decode_tile(const typename Isa::template Lookup<Bits>& lookup, Granule<Isa>& granule, const uint8_t* panel, int64_t k0,
+                        int64_t k1, float* tile) {
+    switch (granule.w.scheme) {
+        case Scheme::symmetric: return decode_tile_of<Isa, Bits, Scheme::symmetric>(lookup, granule, panel, k0, k1, tile);
+        case Scheme::affine: return decode_tile_of<Isa, Bits, Scheme::affine>(lookup, granule, panel, k0, k1, tile);
+        case Scheme::shift: return decode_tile_of<Isa, Bits, Scheme::shift>(lookup, granule, panel, k0, k1, tile);
+    }
+}

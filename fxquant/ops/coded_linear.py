@@ -1,0 +1,237 @@
+"""linear_weight_only and linear_dynamic: linears over packed weights of any number format.
+
+linear_weight_only: y = sum over k of x[k] * value[n, k], in float32. linear_dynamic: x is quantized per token to int8;
+the products of a granule are summed up exactly in integers, granules in float32:
+y = x_scale * sum over g of scale[g] * float(sum over k in g of xc[k] * (code[k] - zero[g])). Then tensor_scale and bias
+in float32, and one rounding to `dtype`. The gradient to x is that of a linear over the decoded weight: straight through
+the rounding of x for the dynamic one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxquant import numerics
+from fxquant.errors import GradientsNeedTraining, InvalidSpec, ShapeMismatch
+from fxquant.ops.checks import ACTIVATION_DTYPES, check_activation, check_devices
+from fxquant.ops.library import declare
+from fxquant.ops.panels import check_coded, check_output, decode_weight
+from fxquant.ops.quantize import int8_quantize_per_token
+from fxquant.spec import TensorSpec
+
+# 512 * 127 * 255 < 2**24: so many products of a code and a pattern with its zero point off sum up exactly in float32.
+EXACT_IN_FLOAT32 = 512
+# A kernel sums in int32: 65536 * 127 * 255 < 2**31. A longer granule counts as several.
+MOST_IN_INT32 = 65536
+QUAD = 4
+
+
+def linear_weight_only(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    tensor_scale: Tensor | None,
+    bias: Tensor | None,
+    out_features: int,
+    in_features: int,
+    spec: str,
+    dtype: torch.dtype,
+    isa: int = 0,
+) -> Tensor:
+    """Linear of float x with a packed weight.
+
+    x [..., K] float32, bfloat16 or float16; packed, scale, zero_point and tensor_scale as in decode_weight; bias [N] or
+    None. Returns [..., N] in `dtype`. `isa` picks a kernel's instruction set, for tests; the reference has none.
+    """
+    op = "fxquant.linear_weight_only"
+    check_coded(op, packed, scale, zero_point, tensor_scale, out_features, in_features, spec)
+    _check_linear(op, x, packed, bias, out_features, in_features, dtype)
+    value = decode_weight(packed, scale, zero_point, tensor_scale, out_features, in_features, spec, torch.float32)
+    y = numerics.matmul_float32(x.reshape(x.shape[:-1].numel(), in_features), value)
+    return _finish(y, bias, dtype, [*x.shape[:-1], out_features])
+
+
+def _linear_weight_only_fake(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    tensor_scale: Tensor | None,
+    bias: Tensor | None,
+    out_features: int,
+    in_features: int,
+    spec: str,
+    dtype: torch.dtype,
+    isa: int = 0,
+) -> Tensor:
+    op = "fxquant.linear_weight_only"
+    check_coded(op, packed, scale, zero_point, tensor_scale, out_features, in_features, spec)
+    _check_linear(op, x, packed, bias, out_features, in_features, dtype)
+    return x.new_empty([*x.shape[:-1], out_features], dtype=dtype)
+
+
+def linear_dynamic(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    bias: Tensor | None,
+    out_features: int,
+    in_features: int,
+    spec: str,
+    dtype: torch.dtype,
+    isa: int = 0,
+) -> Tensor:
+    """Linear of x, quantized per token to int8 here, with a packed weight of integers.
+
+    spec: an integer format, symmetric or affine, with float32 or bfloat16 scales per tensor or channel, or by groups of
+    a multiple of 4. All else as in linear_weight_only.
+    """
+    op = "fxquant.linear_dynamic"
+    parsed = _check_dynamic(op, x, packed, scale, zero_point, bias, out_features, in_features, spec, dtype)
+    x_codes, x_scale = int8_quantize_per_token(x)
+    x_codes = x_codes.reshape(x.shape[:-1].numel(), in_features)
+    rows = numerics.rows_spec(parsed)
+    codes = numerics.unpack_panels(packed, out_features, in_features, parsed).to(torch.int16)
+    if zero_point is not None and parsed.has_zero_point:
+        zeros = numerics.unpack_granules(zero_point, out_features).to(torch.int16)
+        codes = codes - numerics.spread(zeros, codes.shape, rows.granularity)
+    scales = numerics.unpack_granules(scale, out_features).float()
+    y = torch.zeros(x_codes.shape[0], out_features, device=x.device)
+    for part, granule in _pieces(in_features, rows.granularity.size):
+        total = _exact_product(x_codes[:, part], codes[:, part])
+        y += total.float() * scales[:, granule]
+    y *= x_scale.reshape(-1, 1)
+    return _finish(y, bias, dtype, [*x.shape[:-1], out_features])
+
+
+def _linear_dynamic_fake(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    bias: Tensor | None,
+    out_features: int,
+    in_features: int,
+    spec: str,
+    dtype: torch.dtype,
+    isa: int = 0,
+) -> Tensor:
+    op = "fxquant.linear_dynamic"
+    _check_dynamic(op, x, packed, scale, zero_point, bias, out_features, in_features, spec, dtype)
+    return x.new_empty([*x.shape[:-1], out_features], dtype=dtype)
+
+
+def _pieces(in_features: int, size: int) -> list[tuple[slice, int]]:
+    """The k that are summed up in integers, and the granule that they belong to. size: of a group; 0 is all of K."""
+    size = min(size or in_features, in_features)
+    pieces = []
+    for granule, begin in enumerate(range(0, in_features, size)):
+        end = min(begin + size, in_features)
+        pieces += [(slice(k, min(k + MOST_IN_INT32, end)), granule) for k in range(begin, end, MOST_IN_INT32)]
+    return pieces
+
+
+def _exact_product(x_codes: Tensor, codes: Tensor) -> Tensor:
+    total = torch.zeros(x_codes.shape[0], codes.shape[0], dtype=torch.int32, device=codes.device)
+    for start in range(0, codes.shape[1], EXACT_IN_FLOAT32):
+        part = slice(start, start + EXACT_IN_FLOAT32)
+        total += numerics.matmul_float32(x_codes[:, part], codes[:, part]).to(torch.int32)
+    return total
+
+
+def _finish(y: Tensor, bias: Tensor | None, dtype: torch.dtype, shape: list[int]) -> Tensor:
+    if bias is not None:
+        y = y + bias.float()
+    return y.to(dtype).reshape(shape)
+
+
+def _check_linear(
+    op: str, x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int, in_features: int, dtype: torch.dtype
+) -> None:
+    check_activation(op, x)
+    check_devices(op, x=x, packed=packed, bias=bias)
+    check_output(op, dtype)
+    if not 1 <= in_features <= numerics.MAX_IN_FEATURES:
+        raise ShapeMismatch(op, f"in_features {in_features}", f"1 to {numerics.MAX_IN_FEATURES}")
+    if x.shape[-1] != in_features:
+        raise ShapeMismatch(op, f"an activation of shape {list(x.shape)}", f"last dimension {in_features}")
+    if bias is not None and (bias.dtype not in ACTIVATION_DTYPES or list(bias.shape) != [out_features]):
+        met = f"bias of shape {list(bias.shape)} and dtype {bias.dtype}"
+        raise ShapeMismatch(op, met, f"a float bias of shape [{out_features}]")
+
+
+def _check_dynamic(
+    op: str,
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    bias: Tensor | None,
+    out_features: int,
+    in_features: int,
+    text: str,
+    dtype: torch.dtype,
+) -> TensorSpec:
+    spec = check_coded(op, packed, scale, zero_point, None, out_features, in_features, text)
+    size = spec.granularity.size
+    whole = size == 0 or size >= in_features
+    if spec.format.kind != "int" or spec.scheme == "shift" or not (whole or size % QUAD == 0):
+        wanted = f"{op} takes integers, symmetric or affine, per tensor or channel or in groups of a multiple of {QUAD}"
+        raise InvalidSpec(text, wanted)
+    _check_linear(op, x, packed, bias, out_features, in_features, dtype)
+    return spec
+
+
+def _save_weight(at: dict[str, int]) -> Any:
+    """setup_context of an op whose arguments have these positions."""
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        bias = inputs[at["bias"]]
+        tensor_scale = inputs[at["tensor_scale"]] if "tensor_scale" in at else None
+        ctx.save_for_backward(inputs[1], inputs[2], inputs[3], tensor_scale)
+        ctx.sizes, ctx.spec = inputs[at["out_features"] : at["out_features"] + 2], inputs[at["spec"]]
+        ctx.dtype, ctx.bias_dtype = inputs[0].dtype, None if bias is None else bias.dtype
+
+    return save
+
+
+def _backward(op: str, at: dict[str, int], arguments: int) -> Any:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.needs_input_grad[2]:
+            raise GradientsNeedTraining(f"fxquant.{op}, weight scale")
+        rows = grad.float()
+        grads: list[Tensor | None] = [None] * arguments
+        if ctx.needs_input_grad[0]:
+            value = torch.ops.fxquant.decode_weight.default(*ctx.saved_tensors, *ctx.sizes, ctx.spec, torch.float32)
+            grads[0] = (rows @ value).to(ctx.dtype)
+        if ctx.needs_input_grad[at["bias"]]:
+            grads[at["bias"]] = rows.reshape(-1, rows.shape[-1]).sum(0).to(ctx.bias_dtype)
+        return tuple(grads)
+
+    return backward
+
+
+_WEIGHT_ONLY = {"tensor_scale": 4, "bias": 5, "out_features": 6, "spec": 8}
+_DYNAMIC = {"bias": 4, "out_features": 5, "spec": 7}
+
+declare(
+    "linear_weight_only(Tensor x, Tensor packed, Tensor scale, Tensor? zero_point, Tensor? tensor_scale, "
+    "Tensor? bias, int out_features, int in_features, str spec, ScalarType dtype, int isa=0) -> Tensor",
+    reference=linear_weight_only,
+    fake=_linear_weight_only_fake,
+    backward=_backward("linear_weight_only", _WEIGHT_ONLY, 11),
+    setup_context=_save_weight(_WEIGHT_ONLY),
+)
+declare(
+    "linear_dynamic(Tensor x, Tensor packed, Tensor scale, Tensor? zero_point, Tensor? bias, int out_features, "
+    "int in_features, str spec, ScalarType dtype, int isa=0) -> Tensor",
+    reference=linear_dynamic,
+    fake=_linear_dynamic_fake,
+    backward=_backward("linear_dynamic", _DYNAMIC, 10),
+    setup_context=_save_weight(_DYNAMIC),
+)

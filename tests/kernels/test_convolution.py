@@ -1,0 +1,281 @@
+"""The convolution kernels of the CPU: int8 ones bit-equal to the reference, float ones within the derived bound."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fxquant.ops import reference
+from tests.kernels.coded_problems import FEW_SPECS, SPECS
+from tests.kernels.cpu_helpers import (
+    DTYPES,
+    ISAS,
+    SECOND_ORDER,
+    SMALLEST_HALF_STEP,
+    U_OUT,
+    U,
+    assert_equal,
+    assert_within,
+    loaded,
+    need_isa,
+)
+
+ops = torch.ops.fxquant
+
+
+@dataclass(frozen=True)
+class Shape:
+    """x [batch, channels, *space], a weight [out, channels, *kernel], and how it moves."""
+
+    batch: int
+    channels: int
+    out: int
+    space: tuple[int, ...]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+    @property
+    def features(self) -> int:
+        return self.channels * math.prod(self.kernel)
+
+    @property
+    def moves(self) -> tuple[tuple[int, ...], ...]:
+        return self.stride, self.padding, self.dilation
+
+    def __str__(self) -> str:
+        return "-".join("x".join(map(str, part)) for part in (self.space, self.kernel, *self.moves)) + f"-o{self.out}"
+
+
+SHAPES = (
+    Shape(1, 1, 1, (1,), (1,), (1,), (0,), (1,)),
+    Shape(2, 3, 5, (17,), (3,), (1,), (1,), (1,)),
+    Shape(2, 3, 70, (40,), (5,), (2,), (2,), (2,)),
+    Shape(1, 8, 64, (9, 9), (3, 3), (1, 1), (1, 1), (1, 1)),
+    Shape(2, 5, 65, (13, 17), (3, 2), (2, 3), (1, 0), (2, 1)),
+    Shape(3, 16, 33, (14, 14), (1, 1), (1, 1), (0, 0), (1, 1)),
+    Shape(3, 16, 33, (14, 15), (1, 1), (2, 2), (0, 0), (1, 1)),
+    Shape(1, 3, 20, (40, 41), (7, 7), (2, 2), (3, 3), (1, 1)),
+    Shape(2, 20, 130, (7, 7), (3, 3), (1, 1), (1, 1), (1, 1)),
+    Shape(2, 3, 8, (5, 6, 7), (3, 3, 3), (1, 2, 1), (1, 1, 0), (1, 1, 2)),
+    Shape(2, 4, 9, (3, 5, 6), (1, 1, 1), (1, 1, 1), (0, 0, 0), (1, 1, 1)),
+    Shape(1, 2, 3, (4, 4), (4, 4), (1, 1), (0, 0), (1, 1)),  # one patch
+    Shape(1, 2, 3, (3, 3), (2, 2), (5, 5), (4, 4), (3, 3)),  # patches of padding alone
+    Shape(1, 2, 3, (6, 300), (1, 2), (1, 70), (0, 0), (1, 1)),  # a stride beyond 64
+    Shape(0, 2, 3, (3, 3), (2, 2), (1, 1), (0, 0), (1, 1)),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels() -> None:
+    loaded()
+
+
+@pytest.fixture(params=ISAS, ids=list(ISAS.values()))
+def isa(request: pytest.FixtureRequest) -> int:
+    return need_isa(request.param)
+
+
+class Problem:
+    """One convolution: x, a float weight flattened, its bias."""
+
+    def __init__(self, shape: Shape, dtype: torch.dtype = torch.float32) -> None:
+        generator = torch.Generator().manual_seed(shape.features + 7 * shape.out)
+        self.shape = shape
+        self.x = torch.randn(shape.batch, shape.channels, *shape.space, generator=generator).to(dtype)
+        self.weight = torch.randn(shape.out, shape.features, generator=generator)
+        self.bias = torch.randn(shape.out, generator=generator).to(dtype)
+
+    def int8(self, bias: Tensor | None) -> tuple[Any, ...]:
+        codes, scale, _, _ = reference.quantize_weight(self.weight, "int8/channel")
+        return reference.int8_pack(codes), scale, bias, self.shape.kernel, *self.shape.moves
+
+    def coded(self, spec: str, bias: Tensor | None) -> tuple[Any, ...]:
+        shape = self.shape
+        codes, scale, zero_point, tensor_scale = reference.quantize_weight(self.weight, spec)
+
+        def granules(t: Tensor) -> Tensor | None:
+            return reference.pack_granules(t, spec, shape.out, shape.features) if t.numel() else None
+
+        packed = reference.pack_panels(codes, spec)
+        whole = tensor_scale if tensor_scale.numel() else None
+        tail = (bias, shape.out, shape.kernel, *shape.moves, spec)
+        return packed, granules(scale), granules(zero_point), whole, *tail
+
+    def decoded(self, spec: str) -> Tensor:
+        codes, scale, zero_point, whole = reference.quantize_weight(self.weight, spec)
+        return reference.dequantize(codes, scale, zero_point, spec, torch.float32, whole if whole.numel() else None)
+
+    def float64(self, x: Tensor, weight: Tensor) -> Tensor:
+        shape = self.shape
+        weight = weight.view(shape.out, shape.channels, *shape.kernel)
+        zeros = [0] * len(shape.kernel)
+        return torch.ops.aten.convolution.default(x, weight, None, *shape.moves, False, zeros, 1)
+
+
+def layouts(x: Tensor) -> Iterator[Tensor]:
+    yield x
+    if x.dim() == 4:
+        yield x.contiguous(memory_format=torch.channels_last)
+        yield x.contiguous(memory_format=torch.channels_last)[:, :-1] if x.shape[1] > 1 else x
+    if x.dim() == 5:
+        yield x.contiguous(memory_format=torch.channels_last_3d)
+    wide = x.new_zeros(*x.shape[:-1], 2 * x.shape[-1])
+    wide[..., ::2] = x
+    yield wide[..., ::2]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_int8_is_bit_equal_to_the_reference(isa: int, shape: Shape, dtype: torch.dtype) -> None:
+    p = Problem(shape, dtype)
+    for bias in (None, p.bias):
+        arguments = p.int8(bias)
+        for x in layouts(p.x):
+            if x.shape != p.x.shape:
+                continue
+            want = reference.int8_conv_dynamic(x, *arguments)
+            got = ops.int8_conv_dynamic(x, *arguments, isa)
+            assert_equal(got, want)
+            assert got.stride() == want.stride()
+
+
+def test_int8_against_float64() -> None:
+    """Powers of two as scales: the definition, by a convolution of torch's, without a rounding."""
+    shape = Shape(2, 5, 9, (12, 11), (3, 3), (2, 1), (1, 2), (1, 1))
+    p = Problem(shape)
+    x = torch.randint(-127, 128, p.x.shape, generator=torch.Generator().manual_seed(1)).float()
+    x[:, 0, 0, 0] = 127
+    codes = torch.randint(-127, 128, p.weight.shape, generator=torch.Generator().manual_seed(2)).to(torch.int8)
+    scale = torch.full((shape.out, 1), 2.0**-5)
+    got = ops.int8_conv_dynamic(x / 64, reference.int8_pack(codes), scale, None, shape.kernel, *shape.moves)
+    assert_equal(got, (p.float64(x.double(), codes.double()) * 2.0**-11).float())
+
+
+def check_within(p: Problem, spec: str, x: Tensor, bias: Tensor | None, got: Tensor) -> None:
+    """gamma_K+1 |x| * |w| for the sum and a tensor scale, u for the bias, u_out for the output."""
+    weight = p.decoded(spec).double()
+    product = p.float64(x.double(), weight)
+    magnitude = p.float64(x.double().abs(), weight.abs())
+    want = product if bias is None else product + bias.double().view(-1, *[1] * (x.dim() - 2))
+    k = p.shape.features + 2  # decoding under a tensor scale and that scale in the end round once each
+    bound = k * U / (1 - k * U) * magnitude + (U + U_OUT[x.dtype]) * want.abs()
+    assert got.dtype == x.dtype
+    assert_within(got, want, SECOND_ORDER * bound + SMALLEST_HALF_STEP[x.dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_weight_only_stays_in_the_derived_bound(isa: int, shape: Shape, dtype: torch.dtype) -> None:
+    p = Problem(shape, dtype)
+    for number, spec in enumerate(FEW_SPECS):
+        bias = p.bias if number % 2 else None
+        arguments = p.coded(spec, bias)
+        for x in layouts(p.x):
+            if x.shape == p.x.shape and x.numel():
+                got = ops.conv_weight_only(x, *arguments, isa)
+                check_within(p, spec, x, bias, got)
+                assert got.stride() == reference.conv_weight_only(x, *arguments).stride()
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_every_format(spec: str) -> None:
+    p = Problem(Shape(1, 5, 66, (8, 7), (3, 3), (1, 1), (1, 1), (1, 1)))
+    check_within(p, spec, p.x, p.bias, ops.conv_weight_only(p.x, *p.coded(spec, p.bias)))
+    check_within(p, spec, p.x, p.bias, reference.conv_weight_only(p.x, *p.coded(spec, p.bias)))
+
+
+BIG = (
+    Shape(3, 40, 6, (150, 160), (3, 3), (1, 1), (1, 1), (1, 1)),  # a sample is laid out in parts
+    Shape(5, 9, 6, (90, 100), (3, 3), (2, 2), (1, 1), (1, 1)),  # several samples at a time
+    Shape(1, 16, 70, (70_000,), (3,), (1,), (1,), (1,)),
+    Shape(2, 40, 6, (170, 160), (1, 1), (1, 1), (0, 0), (1, 1)),
+    Shape(1, 16, 6, (20, 60, 60), (3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
+)
+
+
+@pytest.mark.parametrize("shape", BIG, ids=str)
+def test_more_than_one_pass(shape: Shape) -> None:
+    """Inputs beyond what is laid out at a time; exact sums, so that float kernels may be compared bit for bit too."""
+    p = Problem(shape)
+    int8, spec = p.int8(p.bias), "int8/channel"
+    codes = torch.ones(shape.out, shape.features, dtype=torch.int8)
+    codes[:, ::3] = -2
+    packed = reference.pack_panels(codes, spec)
+    ones = reference.pack_granules(torch.ones(shape.out, 1), spec, shape.out, shape.features)
+    whole = torch.round(p.x * 4)
+    for x in [t for t in layouts(whole) if t.shape == whole.shape]:
+        assert_equal(ops.int8_conv_dynamic(x, *int8), reference.int8_conv_dynamic(x, *int8))
+        got = ops.conv_weight_only(x, packed, ones, None, None, None, shape.out, shape.kernel, *shape.moves, spec)
+        assert_equal(got, p.float64(x, codes.float()))
+
+
+def test_a_sample_that_is_not_finite_is_nan_and_leaves_others_alone(isa: int) -> None:
+    p = Problem(Shape(3, 4, 5, (6, 6), (3, 3), (1, 1), (1, 1), (1, 1)))
+    arguments = p.int8(p.bias)
+    clean = ops.int8_conv_dynamic(p.x, *arguments, isa)
+    p.x[1, 2, 3, 4] = float("inf")
+    got = ops.int8_conv_dynamic(p.x, *arguments, isa)
+    assert got[1].isnan().all()
+    assert_equal(got[::2], clean[::2])
+
+
+def test_a_scale_that_is_nan_gives_nan(isa: int) -> None:
+    p = Problem(Shape(1, 4, 70, (6, 6), (3, 3), (1, 1), (1, 1), (1, 1)))
+    packed, scale, *rest = p.int8(None)
+    scale[66] = float("nan")
+    got = ops.int8_conv_dynamic(p.x, packed, scale, *rest, isa)
+    assert got[:, 66].isnan().all()
+    assert got.isnan().sum() == got[:, 66].numel()
+    p.weight[66, 1] = float("nan")
+    got = ops.conv_weight_only(p.x, *p.coded("int4/group32", None), isa)
+    assert got[:, 66].isnan().all()
+    assert got[:, :66].isfinite().all()
+
+
+def test_threads_do_not_change_a_bit() -> None:
+    p = Problem(Shape(3, 20, 130, (30, 31), (3, 3), (1, 1), (1, 1), (1, 1)))
+    int8, coded = p.int8(p.bias), p.coded("int4/group32/affine/bf16", p.bias)
+    before, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append((ops.int8_conv_dynamic(p.x, *int8), ops.conv_weight_only(p.x, *coded)))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert_equal(other[0], found[0][0])
+        assert_equal(other[1], found[0][1])
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_opcheck_with_the_kernels(layout: str) -> None:
+    p = Problem(Shape(2, 4, 5, (6, 7), (3, 3), (1, 2), (1, 1), (1, 1)))
+    x = p.x.contiguous(memory_format=torch.channels_last) if layout == "channels_last" else p.x
+    torch.library.opcheck(ops.int8_conv_dynamic.default, (x.requires_grad_(), *p.int8(p.bias)))
+    torch.library.opcheck(ops.conv_weight_only.default, (x, *p.coded("int4/group5/affine", p.bias)))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"stride": (0, 1)}, "kernel, stride and dilation are at least 1 and padding at least 0"),
+        ({"stride": (1,)}, "x has 4 dimensions and the kernel 2"),
+        ({"kernel": (9, 3)}, "the kernel reaches over an input of size 6 with padding 1"),
+        ({"channels": 5}, r"packed is not what int8_pack makes of \[5, 45\]"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_named(change: dict[str, Any], words: str) -> None:
+    p = Problem(Shape(2, 4, 5, (6, 7), (3, 3), (1, 2), (1, 1), (1, 1)))
+    packed, scale, bias, kernel, stride, *rest = p.int8(None)
+    x = torch.ones(2, change.get("channels", 4), 6, 7)
+    with pytest.raises(RuntimeError, match=words):
+        ops.int8_conv_dynamic(x, packed, scale, bias, change.get("kernel", kernel), change.get("stride", stride), *rest)

@@ -1,0 +1,150 @@
+"""Each kernel of a lowered graph against float64, on the inputs that it really had; bounds from the arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+
+from fxquant.numerics import unpack_int8
+from tests.twins import U, assert_within, int8_linear_float64
+
+fx = torch.ops.fxquant
+UNIT = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}  # roundoff of the output, past float32's
+# Half the distance of the smallest numbers of the dtype: below its normal range the rounding is absolute.
+TINY = {torch.float32: 2.0**-150, torch.bfloat16: 2.0**-134, torch.float16: 2.0**-25}
+_KERNELS = ("linear", "conv", "embedding_dequantize")
+
+
+class SiteRecorder(Interpreter):
+    """Runs a lowered graph and keeps what each kernel was given and gave."""
+
+    def __init__(self, gm: GraphModule) -> None:
+        super().__init__(gm)
+        self.sites: list[tuple[Node, list[Any], Tensor]] = []
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        name = str(n.target)
+        if name.startswith("fxquant.") and any(word in name for word in _KERNELS):
+            args, _ = self.fetch_args_kwargs_from_env(n)
+            self.sites.append((n, list(args), value))
+        return value
+
+
+def assert_site_within_bound(node: Node, args: list[Any], got: Tensor) -> None:
+    """One kernel against float64: as exact as its op's docstring says."""
+    want, bound = _EXACT[node.target](args, got)
+    # The roundings apply to a result that is itself rounded: (1 + u)**2 - 1 is u * (2 + u).
+    assert_within(got, want, bound * (1 + 2 * UNIT[got.dtype] + 2.0**-20) + TINY[got.dtype])
+
+
+Exact = tuple[Tensor, Tensor]  # the value in float64, and how far the kernel may be from it
+Product = Callable[[Tensor, Tensor], Tensor]
+
+
+def _linear(x: Tensor, weight: Tensor) -> Tensor:
+    return x @ weight.t()
+
+
+def _int8_linear_dynamic(args: list[Any], got: Tensor) -> Exact:
+    x, packed, scale, bias, in_features = args
+    codes, x_scale = fx.int8_quantize_per_token.default(x)
+    weight = unpack_int8(packed, scale.shape[0], in_features)
+    return int8_linear_float64(codes, x_scale, weight, scale, bias, UNIT[got.dtype])
+
+
+def _int8_linear(args: list[Any], got: Tensor) -> Exact:
+    codes, x_scale, packed, scale, bias, in_features, _ = args
+    weight = unpack_int8(packed, scale.shape[0], in_features)
+    return int8_linear_float64(codes, x_scale, weight, scale, bias, UNIT[got.dtype])
+
+
+def _int8_linear_weight_only(args: list[Any], got: Tensor) -> Exact:
+    x, packed, scale, bias, in_features = args
+    weight = unpack_int8(packed, scale.shape[0], in_features).double() * scale.double()
+    return _float_product(x, weight, bias, in_features, got)
+
+
+def _linear_weight_only(args: list[Any], got: Tensor) -> Exact:
+    x, packed, scale, zero_point, tensor_scale, bias, n, k, spec, _ = args
+    weight = fx.decode_weight.default(packed, scale, zero_point, tensor_scale, n, k, spec, torch.float32).double()
+    return _float_product(x, weight, bias, k, got)
+
+
+def _linear_dynamic(args: list[Any], got: Tensor) -> Exact:
+    """Integer sums are exact; each group's is scaled and added in float32."""
+    x, packed, scale, zero_point, bias, n, k, spec, _ = args
+    weight = fx.decode_weight.default(packed, scale, zero_point, None, n, k, spec, torch.float32).double()
+    codes, x_scale = fx.int8_quantize_per_token.default(x)
+    rounded = codes.double() * x_scale.double()
+    return _float_product(rounded, weight, bias, scale.shape[1], got)
+
+
+def _conv_weight_only(args: list[Any], got: Tensor) -> Exact:
+    x, packed, scale, zero_point, tensor_scale, bias, n, kernel, stride, padding, dilation, spec = args
+    k = x.shape[1] * math.prod(kernel)
+    weight = fx.decode_weight.default(packed, scale, zero_point, tensor_scale, n, k, spec, torch.float32).double()
+    return _float_product(x, weight, bias, k, got, _convolution(kernel, stride, padding, dilation), len(kernel))
+
+
+def _int8_conv_dynamic(args: list[Any], got: Tensor) -> Exact:
+    x, packed, scale, bias, kernel, stride, padding, dilation = args
+    weight = unpack_int8(packed, scale.shape[0], x.shape[1] * math.prod(kernel)).double() * scale.double()
+    codes, x_scale, _ = fx.quantize_dynamic.default(x, "int8/sample")
+    rounded = codes.double() * x_scale.double()
+    return _float_product(rounded, weight, bias, 1, got, _convolution(kernel, stride, padding, dilation), len(kernel))
+
+
+def _embedding_dequantize(args: list[Any], got: Tensor) -> Exact:
+    indices, rows, scale, zero_point, tensor_scale, width, spec, dtype = args
+    codes = fx.unpack_rows.default(rows, spec, width)
+    table = fx.dequantize.default(codes, scale, zero_point, spec, dtype, tensor_scale)
+    want = torch.nn.functional.embedding(indices, table).double()
+    return want, torch.zeros_like(want)
+
+
+def _convolution(kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]) -> Product:
+    def convolve(x: Tensor, weight: Tensor) -> Tensor:
+        shaped = weight.view(weight.shape[0], x.shape[1], *kernel)
+        return torch.ops.aten.convolution(x, shaped, None, stride, padding, dilation, False, [0] * len(kernel), 1)
+
+    return convolve
+
+
+def _float_product(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    terms: int,
+    got: Tensor,
+    product: Product = _linear,
+    trailing: int = 0,
+) -> Exact:
+    """`terms` products summed in float32 in some order, each operand and the sum scaled with a few roundings more.
+
+    `trailing`: the dimensions of the result after its features.
+    """
+    y = product(x.double(), weight)
+    sums = product(x.double().abs(), weight.abs())
+    count = terms + 5  # scale, zero point, tensor scale, x's scale, and the float32 that weight was decoded to
+    gamma = count * U / (1 - count * U)
+    if bias is not None:
+        y = y + bias.double().view(-1, *[1] * trailing)
+    return y, gamma * sums + (U + UNIT[got.dtype]) * y.abs()
+
+
+_EXACT: dict[Any, Callable[[list[Any], Tensor], Exact]] = {
+    fx.int8_linear_dynamic.default: _int8_linear_dynamic,
+    fx.int8_linear.default: _int8_linear,
+    fx.int8_linear_weight_only.default: _int8_linear_weight_only,
+    fx.linear_weight_only.default: _linear_weight_only,
+    fx.linear_dynamic.default: _linear_dynamic,
+    fx.conv_weight_only.default: _conv_weight_only,
+    fx.int8_conv_dynamic.default: _int8_conv_dynamic,
+    fx.embedding_dequantize.default: _embedding_dequantize,
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -125,10 +126,19 @@ def test_autocast_does_not_change_the_numbers(name: str) -> None:
         assert torch.equal(op(p.x, *getattr(p, name)(p.bias)), want)
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """aten's own kernel for float32 volumes, taken on one thread, ignores the memory format of x; oneDNN's does not."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(
-    "shape", [(2, 3, 9), (2, 3, 9, 8), (4, 16, 20, 20, 3), (1, 1, 4, 4), (1, 3, 1, 1), (2, 1, 5, 5), (1, 4, 6, 1)], ids=str
+    "shape", [(2, 3, 9), (2, 3, 9, 8), (2, 3, 6, 9, 8), (1, 1, 4, 4), (1, 3, 1, 1), (2, 1, 5, 5), (1, 4, 6, 1)], ids=str
 )
-def test_memory_format_is_that_of_aten(shape: tuple[int, ...]) -> None:
+def test_memory_format_is_that_of_aten(shape: tuple[int, ...], two_threads: None) -> None:
     formats = {3: [], 4: [torch.channels_last], 5: [torch.channels_last_3d]}[len(shape)]
     weight = torch.randn(5, shape[1], *[1] * (len(shape) - 2))
     ones, zeros = [1] * (len(shape) - 2), [0] * (len(shape) - 2)
@@ -207,7 +217,7 @@ def test_convolutions_refuse_what_does_not_fit(name: str) -> None:
         refused(name, (x, *given), error, words)
 
     case("the activation has dtype torch.int64", torch.ones(2, 3, 9, 8, dtype=torch.int64), UnsupportedActivation)
-    case("met packed of dtype torch.float32" if name != "conv_weight_only" else "met packed of shape", packed=p.x)
+    case("met packed of", packed=p.x)
     case("met bias of shape [4]", bias=torch.ones(4))
     case("kernel, stride and dilation of at least 1", stride=[0, 1])
     case("padding of at least 0", padding=[0, -1])

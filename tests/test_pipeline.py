@@ -80,12 +80,12 @@ def test_a_graph_without_a_product_comes_out_as_it_went_in() -> None:
 
 
 def test_strict_names_every_site_that_no_kernel_took() -> None:
-    config = QuantConfig("int8dq", rules={"b": "int4wo"}, strict=True)
-    words = "b: runs as dequantize . linear. int8_linear_dynamic, int8_linear: x is float"
+    config = QuantConfig("int8dq", rules={"b": "w=int4/channel1"}, strict=True)
+    words = "b: runs as dequantize . linear. int8_linear_dynamic, int8_linear, linear_dynamic: x is float"
     with pytest.raises(UnloweredSite, match=words) as error:
         lowered(capture(Linears(pair), X), config)
     assert "1 site would not run on a quantized kernel" in str(error.value)
-    with pytest.raises(UnloweredSite, match="this machine has no compiled int8 kernel"):
+    with pytest.raises(UnloweredSite, match="this machine has no compiled kernels"):
         lowered(capture(Linears(pair), X), QuantConfig("int8dq", strict=True), target=NO_KERNEL)
 
 

@@ -161,6 +161,8 @@ def _become_placeholder(gm: GraphModule, node: Node, last: Node | None) -> Node:
     suffix = "" if node.op == "get_attr" else _LAYOUTS[node.target]
     base = str(node.target) if node.op == "get_attr" else str(node.args[0])
     base = base.removesuffix("_codes") if suffix else base
+    while any(base + suffix == taken.target for taken in gm.graph.find_nodes(op="placeholder")):
+        base += "_"  # codes that kernels of two kinds read, each in its own layout
     with gm.graph.inserting_after(last) if last is not None else gm.graph.inserting_before():  # at the beginning
         made = gm.graph.placeholder(base + suffix)
     made.meta[VALUE_KEY] = value_of(node)

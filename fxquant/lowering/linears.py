@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
-from fxquant.graphs import value_of
+from fxquant.graphs import VALUE_KEY, value_of
 from fxquant.lowering.rule import (
     INT8_CHANNEL,
     INT8_PACK,
@@ -66,6 +66,7 @@ class Int8Shared(Rule):
         if site.x_quantize.target is QUANTIZE_DYNAMIC:
             site.x_quantize.target = _FXQUANT.int8_quantize_per_token.default
             site.x_quantize.args = site.x_quantize.args[:1]
+            site.x_quantize.meta[VALUE_KEY] = value_of(site.x_quantize)[:2]  # it has no scale of the whole tensor
         codes, scale = site.x_operand.args[:2]
         return add(gm, site, _FXQUANT.int8_linear.default, codes, scale, *_int8_operands(gm, site), site.dtype)
 

@@ -24,9 +24,9 @@ def quantizes(expression: GraphModule) -> bool:
 def quantize_rows_by_kernel(expression: GraphModule) -> GraphModule:
     """A copy of a constant expression with its int8 weights given to the kernel of activations; the bits are the same.
 
-    before:  codes, scale, zero = quantize_weight(cat(q, k), "int8/channel")
+    before:  codes, scale = quantize_weight(cat(q, k), "int8/channel")
     after:   (qc, qs), (kc, ks) = int8_quantize_per_token(q), int8_quantize_per_token(k)
-             codes, scale, zero = cat(qc, kc), cat(qs, ks), empty
+             codes, scale = cat(qc, kc), cat(qs, ks)
 
     A channel of a matrix is a row, as a token is. Rows know nothing of each other, so that they can be joined as codes:
     a quarter of the bytes.
@@ -48,13 +48,12 @@ def quantize_rows_by_kernel(expression: GraphModule) -> GraphModule:
     return GraphModule({}, graph)
 
 
-def _rows(graph: Graph, weight: Node) -> tuple[Node, Node, Node]:
-    """Codes, scale, and an empty zero point."""
+def _rows(graph: Graph, weight: Node) -> tuple[Node, Node]:
+    """Codes and scale."""
     joined = weight.target is _CAT and weight.args[1:] in ((), (0,))
     weights = cast("list[Node]", weight.args[0]) if joined else [weight]  # one may be there twice
     pairs = [graph.call_function(QUANTIZE_ROWS, (w,)) for w in weights]
     codes, scales = ([graph.call_function(operator.getitem, (pair, i)) for pair in pairs] for i in (0, 1))
-    empty = graph.call_function(torch.ops.aten.new_empty.default, (codes[0], [0]), {"dtype": torch.uint8})
     if not joined:
-        return codes[0], scales[0], empty
-    return graph.call_function(_CAT, (codes,)), graph.call_function(_CAT, (scales,)), empty
+        return codes[0], scales[0]
+    return graph.call_function(_CAT, (codes,)), graph.call_function(_CAT, (scales,))

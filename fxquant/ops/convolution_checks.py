@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fxquant.errors import ShapeMismatch
 from fxquant.ops.checks import ACTIVATION_DTYPES, check_activation, check_devices, check_linear
-from fxquant.spec import TensorSpec
+from fxquant.ops.panels import check_coded
 
 DYNAMIC = "fxquant.int8_conv_dynamic"
 WEIGHT_ONLY = "fxquant.conv_weight_only"
@@ -96,15 +96,11 @@ def check_weight_only(
 ) -> None:
     """Weight and bias of conv_weight_only fit x."""
     check_activation(WEIGHT_ONLY, x)
-    parsed = TensorSpec.parse(spec)
-    others = {"scale": scale, "zero_point": zero_point, "tensor_scale": tensor_scale, "bias": bias}
-    check_devices(WEIGHT_ONLY, x=x, packed=packed, **others)
     if x.dim() < 3:
         raise ShapeMismatch(WEIGHT_ONLY, f"x of shape {list(x.shape)}", "[B, I, *space]")
-    wanted = [-(-out_channels // 64), -(-x.shape[1] * math.prod(kernel_size) // 8), parsed.format.bits, 64]
-    if packed.dtype != torch.uint8 or list(packed.shape) != wanted:
-        met = f"packed of shape {list(packed.shape)} and dtype {packed.dtype}"
-        raise ShapeMismatch(WEIGHT_ONLY, met, f"uint8 {wanted}, what pack_panels makes for spec {parsed},")
+    check_devices(WEIGHT_ONLY, x=x, packed=packed, bias=bias)
+    in_features = x.shape[1] * math.prod(kernel_size)
+    check_coded(WEIGHT_ONLY, packed, scale, zero_point, tensor_scale, out_channels, in_features, spec)
     if bias is not None and (bias.dtype not in ACTIVATION_DTYPES or list(bias.shape) != [out_channels]):
         met = f"bias of shape {list(bias.shape)} and dtype {bias.dtype}"
         raise ShapeMismatch(WEIGHT_ONLY, met, f"a float bias of shape [{out_channels}]")

@@ -35,7 +35,8 @@ def table(spec: str, count: int, width: int) -> tuple[Any, ...]:
 
 def check(indices: Tensor, arguments: tuple[Any, ...], dtype: torch.dtype) -> None:
     got = ops.embedding_dequantize(indices, *arguments, dtype)
-    want = reference.embedding_dequantize(indices, *arguments, dtype)
+    rows, scale, zero_point, whole, width, spec = arguments
+    want = reference.embedding_dequantize(indices, rows, scale, zero_point, whole, width, spec, dtype)
     assert_equal(got, want)
     assert torch.equal(got.signbit() | got.isnan(), want.signbit() | want.isnan())
     assert got.stride() == want.stride()

@@ -1,4 +1,4 @@
-"""The CPU kernel of fake_quantize against its reference, bit for bit: all bfloat16 values, and float32 ones of any bits."""
+"""The CPU kernel of fake_quantize against its reference, bit for bit: all bfloat16 values, float32 of any bits."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Lowered(nn.Module):
         for name in "ab":
             linear = plain.get_submodule(name)
             assert isinstance(linear, nn.Linear)
-            codes, scale, _ = fx.quantize_weight.default(linear.weight, "int8/channel")
+            codes, scale, *_ = fx.quantize_weight.default(linear.weight, "int8/channel")
             self.register_buffer(f"{name}_codes", codes)
             self.register_buffer(f"{name}_scale", scale)
             self.register_parameter(f"{name}_bias", linear.bias)
@@ -83,13 +83,14 @@ def test_int8_shared_takes_codes_that_several_products_read() -> None:
 
 
 def test_codes_that_a_float_product_reads_too_are_kept_for_it() -> None:
-    """A sibling with one scale for the whole weight has no kernel: it reads the same codes, dequantized."""
-    config = QuantConfig("int8dq", rules={"b": "w=int8/tensor x=int8/token"})
+    """A sibling with float weights has no integer product: it reads the same codes, as floats."""
+    config = QuantConfig("int8dq", rules={"b": "w=fp8/channel x=int8/token"})
     model = Linears(lambda m, x: m.a(x) + m.b(x))
     reference = staged(model, X, config=config)
     wanted = run(reference.gm, [X])
     captured = selected(model, X, config=config)
-    assert sorted(targets(captured.gm)) == [*["dequantize"] * 2, "int8_linear", "int8_pack", "int8_quantize_per_token"]
+    kernels = [name for name in targets(captured.gm) if "pack" not in name]
+    assert sorted(kernels) == ["fake_quantize", "int8_linear", "int8_quantize_per_token", "linear_weight_only"]
     torch.testing.assert_close(run(captured.gm, [X]), wanted, rtol=0, atol=1e-6)  # 16 products of size 1/4: 16 u * 4
 
 
@@ -144,43 +145,91 @@ def test_a_product_that_feeds_the_next_one(preset: str) -> None:
 def reasons_of(model: nn.Module, config: QuantConfig | str, target: Target = CPU, x: Tensor = X) -> dict[str, str]:
     captured = staged(model, x, config=config)
     (site,) = quantized_sites(captured.gm)
-    return {rule.kernel: rule.why_not(site, target) for rule in RULES}
+    return {rule.kernel: rule.why_not(site, target) for rule in RULES if rule.kind == "linear"}
 
 
 ONE = Linears(lambda m, x: m.a(x))
 NOT_INT8 = "the weight is {}, the rule wants int8/channel"
 FLOAT_X = "x is float, the rule wants int8/token"
+NO_SHIFT = "the rule wants integers, symmetric or with an integer zero point"
+WHOLE_QUADS = "integer sums want whole rows or groups of a multiple of 4"
 
 
 @pytest.mark.parametrize(
     ("config", "weight"),
     [
-        ("int4wo", "int4/group128/affine"),
-        ("int4wo-g32", "int4/group32/affine"),
+        ("int4wo", "int4/group128/affine/bf16"),
+        ("int4wo-g32", "int4/group32/affine/bf16"),
         ("fp8wo", "float8_e4m3fn/channel"),
         (QuantConfig(weights="int8/tensor"), "int8/tensor"),
     ],
 )
-def test_weights_without_a_kernel(config: QuantConfig | str, weight: str) -> None:
+def test_float_x_and_weights_that_are_not_int8_by_rows(config: QuantConfig | str, weight: str) -> None:
     assert reasons_of(ONE, config) == {
         "int8_linear_dynamic": FLOAT_X,
         "int8_linear": FLOAT_X,
         "int8_linear_weight_only": NOT_INT8.format(weight),
+        "linear_dynamic": FLOAT_X,
+        "linear_weight_only": "",
     }
 
 
-def test_activations_without_a_kernel() -> None:
+def test_activations_that_integer_sums_do_not_take() -> None:
     why = "x is int8/tensor, the rule wants int8/token"
     assert reasons_of(ONE, QuantConfig(weights="int8", activations="int8/tensor")) == {
         "int8_linear_dynamic": why,
         "int8_linear": why,
         "int8_linear_weight_only": "x is quantized to int8/tensor, the rule wants a float x",
+        "linear_dynamic": why,
+        "linear_weight_only": "",
     }
+
+
+@pytest.mark.parametrize(
+    ("weights", "why"),
+    [
+        ("int4/group32/shift", f"the weight is int4/group32/shift, {NO_SHIFT}"),
+        ("float8_e4m3fn/channel", f"the weight is float8_e4m3fn/channel, {NO_SHIFT}"),
+        ("int4/group6", f"the weight is scaled per group6, {WHOLE_QUADS}"),
+        ("int4/block64x64", f"the weight is scaled per block64x64, {WHOLE_QUADS}"),
+    ],
+)
+def test_weights_that_integer_sums_do_not_take(weights: str, why: str) -> None:
+    reasons = reasons_of(ONE, QuantConfig(weights=weights, activations="int8"))
+    assert (reasons["linear_dynamic"], reasons["linear_weight_only"]) == (why, "")
+
+
+@pytest.mark.parametrize(
+    ("config", "kernels"),
+    [
+        (QuantConfig(weights="int4", group_size=64, activations="int8"), ["linear_dynamic"]),
+        (QuantConfig(weights="int3/channel", activations="int8"), ["linear_dynamic"]),
+        (QuantConfig(weights="int4/group6", activations="int8"), ["fake_quantize", "linear_weight_only"]),
+        ("fp8dq", ["fake_quantize", "linear_weight_only"]),
+        ("nvfp4", ["fake_quantize", "linear_weight_only"]),
+        ("mxfp4wo", ["linear_weight_only"]),
+        (QuantConfig(weights="int8/block64x64"), ["linear_weight_only"]),
+    ],
+)
+def test_every_other_format_runs_on_the_kernels_that_decode(config: QuantConfig | str, kernels: list[str]) -> None:
+    captured = selected(ONE, X, config=config)
+    assert [name for name in targets(captured.gm) if not name.startswith("pack")] == kernels
+    assert_values_are_true(captured.gm, [X])
+
+
+def test_x_is_rounded_once_for_siblings_that_are_not_joined() -> None:
+    model = Linears(lambda m, x: m.a(x) + m.b(x))
+    reference = staged(model, X, config=QuantConfig("fp8dqrow", fuse=False))
+    wanted = run(reference.gm, [X])
+    captured = selected(model, X, config=QuantConfig("fp8dqrow", fuse=False))
+    kernels = [name for name in targets(captured.gm) if "pack" not in name]
+    assert kernels == ["fake_quantize", "linear_weight_only", "linear_weight_only"]
+    torch.testing.assert_close(run(captured.gm, [X]), wanted, rtol=0, atol=1e-6)  # 16 products of size 1/4: 16 u * 4
 
 
 @pytest.mark.parametrize("config", ["int8dq", "int8wo"])
 def test_a_machine_without_the_kernel(config: str) -> None:
-    why = "this machine has no compiled int8 kernel (see the warning about the compiler)"
+    why = "this machine has no compiled kernels (see the warning about the compiler)"
     assert why in reasons_of(ONE, config, NO_KERNEL).values()
     captured = selected(ONE, X, config=config, target=NO_KERNEL)
     assert len(nodes_of(captured.gm, LINEAR)) == 1
@@ -189,7 +238,7 @@ def test_a_machine_without_the_kernel(config: str) -> None:
 def test_another_device() -> None:
     captured = staged(ONE, X)
     (site,) = quantized_sites(captured.gm)
-    site.codes.meta["val"] = torch.empty(8, 16, dtype=torch.int8, device="meta")
+    site.weight.codes.meta["val"] = torch.empty(8, 16, dtype=torch.int8, device="meta")
     assert Int8Dynamic().why_not(site, CPU) == "the weight is on meta, the kernel is for the CPU"
 
 
@@ -218,23 +267,23 @@ def test_codes_with_other_readers() -> None:
     for site in (one, other):
         assert Int8Dynamic().why_not(site, CPU) == "other products read the same codes of x"
         assert Int8Shared().why_not(site, CPU) == ""
-    assert (one.in_features, one.dtype, one.device_type) == (16, torch.float32, "cpu")
+    assert (one.weight.in_features, one.dtype, one.weight.device_type) == (16, torch.float32, "cpu")
 
 
 def test_what_no_rule_takes_keeps_running_and_is_reported_with_every_reason() -> None:
-    captured = staged(ONE, X, config="int4wo")
+    captured = staged(ONE, X, config=QuantConfig(weights="int4/channel1"))
     wanted, before = run(captured.gm, [X]), text(captured.gm)
     result = select_kernels(captured.gm, CPU)
     assert result.changed == 0
     (declined,) = result.declined
     assert declined.where == "a"
     assert declined.reason == (
-        "runs as dequantize + linear. int8_linear_dynamic, int8_linear: x is float, the rule wants int8/token; "
-        "int8_linear_weight_only: the weight is int4/group128/affine, the rule wants int8/channel"
+        "runs as dequantize + linear. int8_linear_dynamic, int8_linear, linear_dynamic: x is float, the rule wants "
+        "int8/token; int8_linear_weight_only: the weight is int4/channel1, the rule wants int8/channel; "
+        "linear_weight_only: the weight is scaled per channel1, the kernel wants scales of rows or pieces of rows"
     )
     (site,) = nodes_of(captured.gm, LINEAR)
     assert note_of(site).reason == declined.reason
-    assert note_of(site).spec == PRESETS["int4wo"]
     assert text(captured.gm) != before  # the reason stands in the text
     torch.testing.assert_close(run(captured.gm, [X]), wanted, rtol=0, atol=0)
 

@@ -103,5 +103,5 @@ def test_inductor_does_not_make_one_out_of_what_it_gets() -> None:
     assert len(code) == 1
     (written,) = code
     assert_no_trap(written.splitlines())
-    for op in ("int8_linear_dynamic", "int8_linear_weight_only", "dequantize"):
+    for op in ("int8_linear_dynamic", "int8_linear_weight_only", "linear_weight_only"):
         assert f"fxquant.{op}" in written

@@ -285,40 +285,54 @@ void patch_product(const float* const* patches, int64_t rows, const int64_t* off
     });
 }
 
-template <class Isa, int Bits>
-void coded_patches_of(const Patches& p, const CodedWeight& w, int64_t panel, int64_t row0, int64_t row1, void* out, Float out_type,
-                      int64_t width, int64_t column) {
-    using F = typename Isa::F;
-    const typename Isa::template Lookup<Bits> lookup(w);
-    Granule<Isa> granule(w, panel);
+// One task of the float product: a panel and some rows. Compiled once, not for every width of codes.
+template <class Isa>
+struct PatchTask {
+    PatchTask(const Patches& p, const CodedWeight& w, int64_t panel, int64_t row0, int64_t row1)
+        : offsets(p.offsets), rows(row1 - row0), columns(epilogue_of(w), panel) {
+        for_runs<float>(p, row0, row1, [&](int64_t row, const float* at, int64_t n) {
+            for (int64_t i = 0; i < n; ++i) patches[row - row0 + i] = at + i * p.step[2];
+        });
+        std::memset(acc, 0, rows * kPanel * sizeof(float));
+    }
+
+    __attribute__((noinline)) void add(int64_t k, int64_t end) {
+        patch_product<Isa>(patches, rows, offsets + k, tile, end - k, columns.count, acc);
+    }
+
+    void write(void* out, Float out_type, int64_t width, int64_t column) {
+        using F = typename Isa::F;
+        columns.first = column;
+        for (int64_t row = 0; row < rows; ++row) {
+            finish<Isa>(
+                columns, [&](int64_t c) { return load<F>(acc + row * kPanel + c); },
+                [&](int64_t c) { return columns.scale == nullptr ? Isa::splat(1.0f) : load<F>(columns.scale + c); }, out,
+                out_type, row, width);
+        }
+    }
+
+    const int64_t* offsets;
+    int64_t rows;
+    Columns columns;
     const float* patches[kRowBlock];
-    for_runs<float>(p, row0, row1, [&](int64_t row, const float* at, int64_t n) {
-        for (int64_t i = 0; i < n; ++i) patches[row - row0 + i] = at + i * p.step[2];
-    });
     alignas(64) float tile[kTileK * kPanel];
     alignas(64) float acc[kRowBlock * kPanel];
-    Columns columns(epilogue_of(w), panel);
-    columns.first = column;
-    std::memset(acc, 0, (row1 - row0) * kPanel * sizeof(float));
-    for (int64_t k = 0; k < w.in_features; k += kTileK) {
-        const int64_t end = k + kTileK < w.in_features ? k + kTileK : w.in_features;
-        decode_tile<Isa, Bits>(lookup, granule, panel_of(w, panel), k, end, tile);
-        patch_product<Isa>(patches, row1 - row0, p.offsets + k, tile, end - k, columns.count, acc);
-    }
-    for (int64_t row = 0; row < row1 - row0; ++row) {
-        finish<Isa>(
-            columns, [&](int64_t c) { return load<F>(acc + row * kPanel + c); },
-            [&](int64_t c) { return columns.scale == nullptr ? Isa::splat(1.0f) : load<F>(columns.scale + c); }, out, out_type,
-            row, width);
-    }
-}
+};
 
 template <class Isa>
 void coded_patches(const Patches& p, const CodedWeight& w, int64_t panel, int64_t row0, int64_t row1, void* out, Float out_type,
                    int64_t width, int64_t column) {
+    PatchTask<Isa> task(p, w, panel, row0, row1);
     with_bits(w.bits, [&](auto bits) {
-        coded_patches_of<Isa, bits()>(p, w, panel, row0, row1, out, out_type, width, column);
+        const typename Isa::template Lookup<bits()> lookup(w);
+        Granule<Isa> granule(w, panel);
+        for (int64_t k = 0; k < w.in_features; k += kTileK) {
+            const int64_t end = k + kTileK < w.in_features ? k + kTileK : w.in_features;
+            decode_tile<Isa, bits()>(lookup, granule, panel_of(w, panel), k, end, task.tile);
+            task.add(k, end);
+        }
     });
+    task.write(out, out_type, width, column);
 }
 
 // ---- results

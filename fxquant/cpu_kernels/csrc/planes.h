@@ -64,7 +64,9 @@ struct PlainLookup {
 template <class Isa>
 inline typename Isa::U load_bytes(const void* from) {
     typedef uint8_t Bytes __attribute__((vector_size(Isa::kWidth)));
-    return __builtin_convertvector(load<Bytes>(from), typename Isa::U);
+    Bytes bytes;  // not load<Bytes>(): a template argument would lose the attribute
+    std::memcpy(&bytes, from, sizeof(bytes));
+    return __builtin_convertvector(bytes, typename Isa::U);
 }
 
 // e4m3fn with sign; subnormals by conversion, so that a thread that flushes denormals gets them too.

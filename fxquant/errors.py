@@ -55,10 +55,10 @@ class UnknownFormat(FxQuantError, ValueError):
 
 
 class UnknownPreset(FxQuantError, ValueError):
-    """A preset that does not exist."""
+    """A preset that does not exist; `hint`, if there is one, says what else the name may have meant."""
 
-    def __init__(self, name: object, known: Sequence[str]) -> None:
-        super().__init__(_unknown("preset", name, known))
+    def __init__(self, name: object, known: Sequence[str], hint: str = "") -> None:
+        super().__init__(f"{_unknown('preset', name, known)} {hint}".rstrip())
 
 
 class UnknownOption(FxQuantError, ValueError):

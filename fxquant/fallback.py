@@ -87,7 +87,7 @@ def _why_in_eager() -> str:
         disabled = file.endswith("eval_frame.py") and "DisableContext" in getattr(frame.f_code, "co_qualname", "")
         frame = frame.f_back
     why = "torch.compiler.disable" if disabled else "a frame that Dynamo did not trace (graph break or skipped code)"
-    return f"never seen by Dynamo: {why} at {place}; ran in eager on the quantized op"
+    return f"never seen by Dynamo: {why} at {place}"
 
 
 _OWN = frozenset({"_modules", "_is_torch_compile"})  # the children; torch.compile's mark on what it compiles
@@ -169,7 +169,9 @@ class Shadow:
             if isinstance(twin, ShadowProduct):
                 if site := twin._fxquant_eager.site:
                     status = "fallback" if site.is_quantized else site.status
-                    rows.append(replace(site, status=status, reason=twin._fxquant_reason, source=""))
+                    ran = "ran in eager on the quantized op" if site.is_quantized else ""
+                    words = (twin._fxquant_reason, ran, site.reason)
+                    rows.append(replace(site, status=status, reason="; ".join(filter(None, words)), source=""))
             elif isinstance(module, _BASES):
                 # A parametrized weight has other parameters.
                 weights = tuple(join(path, name) for name, p in module.named_parameters() if p.dim() >= 2)

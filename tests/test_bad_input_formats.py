@@ -25,6 +25,8 @@ from fxquant.spec.kinds import conv_spec
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
+# Granularities that the kernels take; the others run as a float product.
+KERNEL_ROWS = ["tensor", "channel", "block7x9"]
 # One of each way in which a linear runs.
 KINDS_OF_PRESET = ["int8dq", "int8wo", "int4wo", "int4dq", "int2wo", "fp8dq", "fp6_e3m2", "mxfp4", "nvfp4"]
 
@@ -108,6 +110,20 @@ def test_empty_batches_and_layers_give_what_float_gives(preset: str) -> None:
         torch._dynamo.reset()
         got = view_of(model, preset)(x)
         assert torch.equal(got, model(x)), (k, n, shape)
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "channel-2", "channel1", "channel-1", "block7x9"])
+@pytest.mark.parametrize("activations", ["none", "int8", "mxfp8"])
+@torch.no_grad()
+def test_every_granularity_of_weights_runs(granularity: str, activations: str) -> None:
+    model, x = linear(31, 20), tokens(6, 31)
+    for weights in ("int8", "int4", "fp6_e3m2"):
+        torch._dynamo.reset()
+        text = f"{weights}/{granularity}"
+        got = view_of(model, {"weights": text, "activations": activations}, strict=granularity in KERNEL_ROWS)(x)
+        spec = QuantConfig(weights=text, activations=activations).default_spec
+        assert spec is not None
+        assert_is_the_product(got, x, model, spec)
 
 
 # ---- values

@@ -136,6 +136,7 @@ def test_the_report_names_each_with_reason_and_line() -> None:
     line = start + next(i for i, text in enumerate(lines) if "the report names" in text)
     assert (row.path, row.status) == ("block.proj", "fallback")
     assert f"torch.compiler.disable at test_fallback.py:{line}" in row.reason
+    assert row.reason.endswith("; ran in eager on the quantized op")
     assert row.reason in str(report)
     broken = view_of(host(Broken()))
     broken(X)
@@ -161,6 +162,8 @@ def test_rules_hold_in_eager() -> None:
     assert torch.equal(view(X), model(X))
     (row,) = view.report().fallbacks
     assert row.status == "skipped"
+    assert row.reason.endswith('; rule "block.proj=none"')
+    assert "quantized op" not in row.reason
     int8wo = view_of(model, rules={"block": "int8wo"})
     int8wo(X)
     assert int8wo.report().fallbacks[0].spec_text == "w=int8/channel"

@@ -142,6 +142,20 @@ def test_a_gradient_to_the_scale_is_refused_by_name() -> None:
         OPS.decode_weight(*w.decode()).sum().backward()
 
 
+def test_gradients_to_a_shift_and_to_a_tensor_scale_are_refused_by_name() -> None:
+    """They were None, without a word."""
+    w = Weight("int4/group32/shift")
+    assert w.packed_zero is not None
+    w.packed_zero.requires_grad_()
+    with pytest.raises(GradientsNeedTraining, match="linear_weight_only"):
+        OPS.linear_weight_only(*w.weight_only(w.x)).sum().backward()
+    w = Weight("nvfp4")
+    assert w.tensor_scale is not None
+    w.tensor_scale.requires_grad_()
+    with pytest.raises(GradientsNeedTraining, match="linear_weight_only"):
+        OPS.linear_weight_only(*w.weight_only(w.x)).sum().backward()
+
+
 def test_autocast_does_not_change_the_numbers() -> None:
     w = Weight("int4/group32/affine/bf16")
     for op, args in ((reference.linear_weight_only, w.weight_only(w.x)), (reference.linear_dynamic, w.dynamic(w.x))):
@@ -191,6 +205,15 @@ def test_linears_refuse_what_does_not_fit(name: str) -> None:
         refused(name, replaced(args, at, value), ShapeMismatch, words)
     refused(name, replaced(args, 0, w.x.double()), UnsupportedActivation, "torch.float64")
     refused(name, replaced(args, spec, "int4/sample"), InvalidSpec, "per tensor, channel, group or block")
+
+
+@pytest.mark.parametrize("text", ["int8/channel", "int4/group32"])
+def test_a_weight_without_input_features_is_refused(text: str) -> None:
+    """The kernel refused it; the reference did so for groups alone, by an error of torch's."""
+    codes, scale, _, _ = quantize(torch.ones(3, 0), TensorSpec.parse(text))
+    packed, granules = reference.pack_panels(codes, text), reference.pack_granules(scale, text, 3, 0)
+    args = (packed, granules, None, None, 3, 0, text, torch.float32)
+    refused("decode_weight", args, ShapeMismatch, "met in_features 0, but 1 to")
 
 
 def test_a_missing_tensor_scale_is_named() -> None:

@@ -1,4 +1,4 @@
-"""The convolutions, embedding_dequantize and fake_quantize as ops: schemas, references, fakes, gradients, errors."""
+"""Convolutions, embedding_dequantize, decode_rows, fake_quantize: schemas, references, fakes, gradients, errors."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ SCHEMAS = {
     "int isa=0) -> Tensor",
     "embedding_dequantize": "(Tensor indices, Tensor rows, Tensor scale, Tensor? zero_point, Tensor? tensor_scale, "
     "int embedding_dim, str spec, ScalarType dtype) -> Tensor",
+    "decode_rows": "(Tensor rows, Tensor scale, Tensor? zero_point, Tensor? tensor_scale, int width, str spec, "
+    "ScalarType dtype) -> Tensor",
     "fake_quantize": "(Tensor x, str spec) -> Tensor",
 }
 MOVES = ([2, 1], [1, 0], [1, 2])  # stride, padding, dilation
@@ -67,6 +69,7 @@ def samples() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "conv_weight_only": (OPS.conv_weight_only.default, (p.x.bfloat16(), *p.coded())),
         "conv_weight_only-grad": (OPS.conv_weight_only.default, (last, *p.coded(bias))),
         "embedding_dequantize": (OPS.embedding_dequantize.default, (torch.tensor([[4, 0]]), *p.table())),
+        "decode_rows": (OPS.decode_rows.default, p.table()),
         "fake_quantize": (OPS.fake_quantize.default, (p.x.half(), "fp4_e2m1/group16/e4m3")),
         "fake_quantize-grad": (OPS.fake_quantize.default, (last, "int8/sample")),
     }
@@ -187,6 +190,8 @@ def test_gradients_to_scales_are_refused() -> None:
     rows, scale, *rest = p.table()
     with pytest.raises(GradientsNeedTraining, match=r"fxquant\.embedding_dequantize"):
         OPS.embedding_dequantize(torch.arange(3), rows, scale.requires_grad_(), *rest).sum().backward()
+    with pytest.raises(GradientsNeedTraining, match=r"fxquant\.decode_rows"):
+        OPS.decode_rows(rows, scale, *rest).sum().backward()
 
 
 # ---- errors: the same from reference and fake
@@ -227,12 +232,14 @@ def test_convolutions_refuse_what_does_not_fit(name: str) -> None:
     case("met packed on device meta, but cpu", packed=arguments[0].to("meta"))
 
 
-def test_embedding_refuses_what_does_not_fit() -> None:
+def test_what_reads_rows_refuses_what_does_not_fit() -> None:
     rows, scale, zero_point, whole, width, spec, dtype = Problem().table()
     index = torch.arange(3)
 
     def case(words: str, *given: Any) -> None:
         refused("embedding_dequantize", given, ShapeMismatch, words)
+        if given[0] is index:
+            refused("decode_rows", given[1:], ShapeMismatch, words)
 
     case("indices of dtype torch.int16", index.short(), rows, scale, zero_point, whole, width, spec, dtype)
     case("but uint8 [N, 10] for 19 codes", index, rows, scale, zero_point, whole, 19, spec, dtype)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fxquant.algorithms import quantize
-from fxquant.errors import InvalidOption
+from fxquant.errors import InvalidOption, UnknownPreset
 from fxquant.numerics import Codes, decode
 from fxquant.spec import PRESETS, QuantConfig, TensorSpec, linear_spec
 from fxquant.spec.peers import DIFFUSERS, TORCHAO
@@ -138,3 +138,10 @@ def test_a_group_larger_than_a_row_is_the_row(size: int) -> None:
     whole = quantize(weight, TensorSpec.parse("int4/group1000/affine/bf16"))
     for got, want in zip(quantize(weight, config.default_spec.weights), whole, strict=True):
         assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("name", ["int4", "fp8", "int4/group64", "mxfp6"])
+def test_a_format_where_a_preset_belongs_is_answered_with_what_to_write(name: str) -> None:
+    with pytest.raises(UnknownPreset, match=f"A format is no preset: write 'w={name}'"):
+        QuantConfig(rules={"*.mlp.*": name})
+    assert QuantConfig(rules={"*.mlp.*": f"w={name}"}).rules[0].spec is not None

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.fx import Graph, GraphModule
 
-from fxquant.annotation import Declined, Note, PassResult, note_of
+from fxquant.annotation import Declined, Note, PassResult, amend_note, note_of
 from fxquant.graphs import CapturedGraph
 from fxquant.products import TWO_ACTIVATIONS
 from fxquant.report import (
@@ -29,7 +29,7 @@ from fxquant.report import (
 from fxquant.report.records import stable_text
 from fxquant.report.summary import folded_names, size_text
 from fxquant.report.walk import is_kernel, op_of, status_of
-from fxquant.spec import linear_spec
+from fxquant.spec import QuantConfig, linear_spec
 from tests.handmade import EMBEDDING, INT8, KERNEL, LINEAR, QKV, Hand, aten, captured_model, lowered_model
 
 RESULTS = {
@@ -392,6 +392,18 @@ def test_kernels_are_known_by_their_name(target: str, op: str) -> None:
     node = graph.call_function(getattr(torch.ops.fxquant, target).default, (graph.placeholder("x"),))
     assert is_kernel(node) is bool(op)
     assert not op or op_of(node) == op
+
+
+@pytest.mark.parametrize("config", [QuantConfig("mxfp8"), QuantConfig(rules={"stem": "mxfp8"})])
+def test_a_lowered_site_says_what_its_kind_cannot_have(config: QuantConfig) -> None:
+    captured = _mixed()
+    (stem, _) = captured.gm.graph.find_nodes(op="call_function", target=aten.convolution.default)
+    spec, reason = config.spec_for("stem", "conv")
+    amend_note(stem, spec=spec, reason=reason)
+    report = GraphReport.of("g", captured, captured.gm, {})
+    why = "a convolution has no groups of features, so weights only, no x=float8_e4m3fn/group32/e8m0"
+    assert (report.sites[0].status, report.sites[0].reason) == ("lowered", why)
+    assert f"             1 site: {why}\n" in str(report)
 
 
 def test_what_several_modules_read_is_said() -> None:

@@ -239,6 +239,18 @@ def test_unknown_option_names_the_nearest() -> None:
         QuantConfig.from_options({"excludes": "a"})
 
 
+@pytest.mark.parametrize("options", [["preset"], "int8wo", 3])
+def test_options_are_a_mapping(options: Any) -> None:
+    with pytest.raises(InvalidOption, match="it takes a mapping of option names to values"):
+        QuantConfig.from_options(options)
+
+
+def test_blanks_around_a_format_do_not_count() -> None:
+    config = QuantConfig(weights=" int8 ", activations="mxfp8 ", embeddings=" none")
+    assert (config.weights, config.activations) == ("int8", "float8_e4m3fn/group32/e8m0")
+    assert config.embeddings == "none"
+
+
 def test_no_options_is_the_default() -> None:
     assert QuantConfig.from_options(None) == QuantConfig.from_options({}) == QuantConfig()
 
@@ -290,8 +302,15 @@ def test_json_round_trip_of_a_preset(name: str) -> None:
     assert config.default_spec == PRESETS[name]
 
 
-@pytest.mark.parametrize(("text", "words"), [("{", "it is not JSON"), ("[1]", "it takes a JSON object of options")])
-def test_json_that_is_none(text: str, words: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "it is not JSON"),
+        (None, "it is not JSON"),
+        ("[1]", "it takes a JSON object of options"),
+    ],
+)
+def test_json_that_is_none(text: Any, words: str) -> None:
     with pytest.raises(InvalidOption, match=words):
         QuantConfig.from_json(text)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 
 from fxquant.errors import InvalidSpec, UnknownFormat
-from fxquant.spec import ALIASES, FORMATS, NAMED_SPECS, Granularity, TensorSpec, number_format
+from fxquant.spec import ALIASES, CHANNEL, FORMATS, INT8, NAMED_SPECS, Granularity, TensorSpec, number_format
 from tests.strategies import ANY_GRANULARITY, tensor_specs
 
 FORMATS_PAGE = (Path(__file__).parents[1] / "docs" / "formats.md").read_text()
@@ -79,11 +80,20 @@ def test_scales_have_as_many_dimensions_as_the_tensor(granularity: Granularity) 
         {"kind": "channel", "rows": 2},
         {"kind": "block", "size": 3},
         {"kind": "block", "rows": 3},
+        {"kind": "group", "size": 2.5},
+        {"kind": "group", "size": True},
+        {"kind": "channel", "axis": 1.5},
     ],
 )
 def test_granularities_that_cannot_be(granularity: dict[str, int]) -> None:
     with pytest.raises(InvalidSpec):
         Granularity(**granularity)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("parts", [("int8", CHANNEL), (INT8, "channel"), (None, None)])
+def test_a_spec_takes_a_format_and_a_granularity_not_their_names(parts: tuple[Any, Any]) -> None:
+    with pytest.raises(InvalidSpec, match=r"TensorSpec\.parse reads text"):
+        TensorSpec(*parts)
 
 
 # ---- bytes
@@ -108,6 +118,12 @@ def test_granularities_that_cannot_be(granularity: dict[str, int]) -> None:
 )
 def test_bytes_that_a_tensor_takes(text: str, shape: tuple[int, ...], wanted: int) -> None:
     assert TensorSpec.parse(text).nbytes(shape) == wanted
+
+
+@pytest.mark.parametrize(("text", "shape"), [("int8/channel", ()), ("int8/channel5", (3,)), ("fp8/block2x2", (3,))])
+def test_a_shape_that_cannot_have_the_granularity_takes_no_bytes(text: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(InvalidSpec, match="needs"):
+        TensorSpec.parse(text).nbytes(shape)
 
 
 @settings(deadline=None)

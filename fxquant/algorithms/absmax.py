@@ -10,5 +10,5 @@ from fxquant.spec import TensorSpec
 
 
 def absmax(x: Tensor, spec: TensorSpec) -> Codes:
-    """Quantize x symmetrically, to integers or floats."""
+    """Quantize x, of any float dtype, to integers or floats; the spec is symmetric."""
     return codes_of(x, plain_range(x, spec), spec)

@@ -10,5 +10,8 @@ from fxquant.spec import TensorSpec
 
 
 def minmax(x: Tensor, spec: TensorSpec) -> Codes:
-    """Quantize x to unsigned integers, with an integer zero point (the range is widened to hold 0) or a shift."""
+    """Quantize x, of any float dtype, to unsigned integers.
+
+    The spec is affine (an integer zero point; the range is widened to hold 0) or shift.
+    """
     return codes_of(x, plain_range(x, spec), spec)

@@ -44,7 +44,7 @@ class Library:
 
 
 def load() -> Library | None:
-    """The kernels, built if they are not there yet (some seconds); None, with one warning, if that cannot be done.
+    """The kernels, built if they are not there yet (40 s of one core); None, with one warning, if that cannot be done.
 
     Idempotent and safe for threads. From then on the CPU key of the fxquant ops runs them.
     """

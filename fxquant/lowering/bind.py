@@ -23,7 +23,7 @@ from fxquant.lowering.rule import INT8_PACK, PACK_GRANULES, PACK_PANELS, PACK_RO
 from fxquant.weights import Recipe
 
 # The ops that make a kernel's layout of one folded tensor, and what their result is called in the place of its codes.
-_LAYOUTS = {INT8_PACK: "_packed", PACK_PANELS: "_packed", PACK_ROWS: "_rows", PACK_GRANULES: ""}
+_LAYOUTS: dict[object, str] = {INT8_PACK: "_packed", PACK_PANELS: "_packed", PACK_ROWS: "_rows", PACK_GRANULES: ""}
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _last_placeholder(gm: GraphModule) -> Node | None:
 
 
 def _become_placeholder(gm: GraphModule, node: Node, last: Node | None) -> Node:
-    suffix = "" if node.op == "get_attr" else _LAYOUTS[node.target]
+    suffix = _LAYOUTS.get(node.target, "")
     base = str(node.target) if node.op == "get_attr" else str(node.args[0])
     base = base.removesuffix("_codes") if suffix else base
     while any(base + suffix == taken.target for taken in gm.graph.find_nodes(op="placeholder")):

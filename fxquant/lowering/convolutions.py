@@ -13,6 +13,7 @@ from fxquant.lowering.rule import (
     INT8_CHANNEL,
     INT8_PACK,
     MADE_BY,
+    PACK_ROWS,
     Rule,
     add,
     cast_to,
@@ -23,7 +24,7 @@ from fxquant.lowering.rule import (
     panels,
 )
 from fxquant.lowering.site import QuantizedSite
-from fxquant.products import CONVOLUTION
+from fxquant.products import CONVOLUTION, weight_of
 from fxquant.spec import TensorSpec
 from fxquant.target import Target
 
@@ -78,25 +79,27 @@ class GroupedConvolution(Rule):
     """A convolution in groups: its weight, which is small, is decoded at each call, and the float kernel does the rest.
 
     before:  convolution(x, view(dequantize(@codes, @scale)), b, stride, ..., groups)
-    after:   convolution(x, view(decode_weight(pack_panels(@codes), pack_granules(@scale))), b, stride, ..., groups)
+    after:   convolution(x, view(decode_rows(pack_rows(@codes), @scale)), b, stride, ..., groups)
+
+    A depthwise kernel has few weights in each row: packed as rows they take the bytes of their format, which a layout
+    of whole blocks would double.
     """
 
     kind = "conv"
-    kernel = "decode_weight"
+    kernel = "decode_rows"
 
     def why_not(self, site: QuantizedSite, target: Target) -> str:
-        return no_kernel(site, target) or no_panels(site)
+        return no_kernel(site, target)
 
     def build(self, gm: GraphModule, site: QuantizedSite) -> Node:
-        x, (packed, *others) = float_activation(gm, site), panels(gm, site)
-        spec, view = site.weight, site.product.args[1]
-        assert isinstance(view, Node)
-        shape = list(value_of(view).shape)
-        dtype = value_of(view).dtype
-        tail = (spec.out_features, spec.in_features, str(spec.spec), dtype)
-        decoded = add(gm, site, _FXQUANT.decode_weight.default, packed, *others, *tail)
-        weight = add_call(gm.graph, torch.ops.aten.view.default, (decoded, shape), like=site.product, made_by=MADE_BY)
-        return add(gm, site, CONVOLUTION, x, weight, *site.product.args[2:])
+        x, weight, view = float_activation(gm, site), site.weight, value_of(weight_of(site.product))
+        spec = str(weight.spec)
+        rows = layout(gm, weight.codes, PACK_ROWS, spec)
+        tail = (weight.scale, weight.zero_point, weight.tensor_scale, weight.in_features, spec, view.dtype)
+        decoded = add(gm, site, _FXQUANT.decode_rows.default, rows, *tail)
+        shaped = (decoded, list(view.shape))
+        matrix = add_call(gm.graph, torch.ops.aten.view.default, shaped, like=site.product, made_by=MADE_BY)
+        return add(gm, site, CONVOLUTION, x, matrix, *site.product.args[2:])
 
 
 def _no_patches(site: QuantizedSite) -> str:

@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 from fxquant.graphs import add_call, value_of
 from fxquant.lowering.site import FAKE_QUANTIZE, QuantizedSite
-from fxquant.numerics import MAX_IN_FEATURES
+from fxquant.numerics import MAX_IN_FEATURES, fits_panels
 from fxquant.products import Kind
 from fxquant.spec import TensorSpec
 from fxquant.target import Target
@@ -55,12 +55,8 @@ def no_kernel(site: QuantizedSite, target: Target) -> str:
 def no_panels(site: QuantizedSite) -> str:
     """The weight's scales can't be laid out by rows and pieces of rows."""
     granularity = site.weight.spec.granularity
-    by_rows = granularity.kind in ("tensor", "group", "block") or (
-        granularity.kind == "channel" and granularity.axis in (0, -2)
-    )
-    return (
-        "" if by_rows else f"the weight is scaled per {granularity}, the kernel wants scales of rows or pieces of rows"
-    )
+    wants = f"the weight is scaled per {granularity}, the kernel wants scales of rows or pieces of rows"
+    return "" if fits_panels(site.weight.spec) else wants
 
 
 def add(gm: GraphModule, site: QuantizedSite, target: Any, *args: Any) -> Node:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fxquant.numerics.bits import pack_bits, pack_codes_rows, packed_bytes, unpack_bits, unpack_codes_rows
 from fxquant.numerics.codes import Codes, decode
-from fxquant.numerics.encoding import encode, encode_affine, encode_shift, encode_symmetric, nearest_codes
-from fxquant.numerics.granules import absolute_range, check_shape, combine, scale_shape, spread, value_range
+from fxquant.numerics.encoding import encode
+from fxquant.numerics.granules import absolute_range, spread, value_range
 from fxquant.numerics.packing import BLOCK, QUAD, pack_int8, packed_shape, unpack_int8
 from fxquant.numerics.panels import (
     PANEL,
@@ -38,19 +38,13 @@ __all__ = [
     "Scales",
     "absolute_range",
     "affine_scales",
-    "check_shape",
     "code_values",
-    "combine",
     "decode",
     "encode",
-    "encode_affine",
-    "encode_shift",
-    "encode_symmetric",
     "fits_panels",
     "granule_shape",
     "int8_matmul",
     "matmul_float32",
-    "nearest_codes",
     "pack_bits",
     "pack_codes_rows",
     "pack_granules",
@@ -61,7 +55,6 @@ __all__ = [
     "panel_shape",
     "rows_spec",
     "scale_and_factor",
-    "scale_shape",
     "shift_scales",
     "small_float_bits",
     "smallest_range",

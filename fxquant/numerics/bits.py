@@ -30,7 +30,7 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
     for k in range(BYTE):
         word |= padded[..., k].to(torch.int64) << (k * bits)
     packed = torch.stack([(word >> (BYTE * j)).to(torch.uint8) for j in range(bits)], -1).flatten(-2)
-    return packed[..., : packed_bytes(width, bits)].contiguous()
+    return _dense(packed[..., : packed_bytes(width, bits)])
 
 
 def unpack_bits(packed: Tensor, bits: int, width: int) -> Tensor:
@@ -42,7 +42,11 @@ def unpack_bits(packed: Tensor, bits: int, width: int) -> Tensor:
     for j in range(bits):
         word |= padded[..., j].to(torch.int64) << (BYTE * j)
     codes = torch.stack([((word >> (k * bits)) & (2**bits - 1)).to(torch.uint8) for k in range(BYTE)], -1)
-    return codes.flatten(-2)[..., :width].contiguous()
+    return _dense(codes.flatten(-2)[..., :width])
+
+
+def _dense(part: Tensor) -> Tensor:
+    return part.clone(memory_format=torch.contiguous_format)  # contiguous() keeps the strides of single rows
 
 
 def pack_codes_rows(codes: Tensor, spec: TensorSpec) -> Tensor:

@@ -13,35 +13,9 @@ from torch import Tensor
 
 from fxquant.numerics.codes import Codes
 from fxquant.numerics.granules import as_matrix, in_place, per_row, row_blocks, rows_of
-from fxquant.numerics.scales import Scales, affine_scales, shift_scales, symmetric_scales
+from fxquant.numerics.scales import Scales
 from fxquant.numerics.small_floats import small_float_bits
 from fxquant.spec import TensorSpec
-
-
-def encode_symmetric(x: Tensor, amax: Tensor, spec: TensorSpec) -> Codes:
-    """Codes of x, integers or floats; the absolute range `amax` of a granule lands on the largest code.
-
-    x: any float dtype, widened to float32. amax: float32, in the shape of the scales; values beyond it saturate.
-    """
-    return encode(x, symmetric_scales(amax, spec), spec)
-
-
-def encode_affine(x: Tensor, low: Tensor, high: Tensor, spec: TensorSpec) -> Codes:
-    """Codes of x, 0..qmax (int8: 255, int4: 15), stored in uint8; granules range from `low` <= 0 to `high` >= 0.
-
-    x: any float dtype, widened to float32. low, high: float32, in the shape of the scales. The zero point is the code
-    of 0, exactly. A granule whose high - low overflows float32 counts as not finite.
-    """
-    return encode(x, affine_scales(low, high, spec), spec)
-
-
-def encode_shift(x: Tensor, low: Tensor, high: Tensor, spec: TensorSpec) -> Codes:
-    """Codes of x, 0..qmax, stored in uint8; code 0 means `low`, as the scale's dtype holds it.
-
-    x: any float dtype, widened to float32. low, high: float32, in the shape of the scales; 0 need not be between them.
-    A granule whose high - low overflows float32 counts as not finite.
-    """
-    return encode(x, shift_scales(low, high, spec), spec)
 
 
 def encode(x: Tensor, scales: Scales, spec: TensorSpec) -> Codes:

@@ -21,16 +21,6 @@ CPU_BLOCK = 2**17
 DEVICE_BLOCK = 2**24
 
 
-def check_shape(shape: tuple[int, ...] | torch.Size, granularity: Granularity) -> str | None:
-    """Why a tensor of that shape can't have that granularity, or None if it can."""
-    return granularity.unfit(shape)
-
-
-def scale_shape(shape: tuple[int, ...] | torch.Size, granularity: Granularity) -> list[int]:
-    """Shape of the scales of a tensor of that shape; works on symbolic sizes."""
-    return granularity.scale_shape(shape)
-
-
 def absolute_range(x: Tensor, granularity: Granularity) -> Tensor:
     """Largest absolute value of each granule, float32, in the shape of the scales; NaN if the granule holds one."""
     low, high = value_range(x, granularity)
@@ -43,20 +33,13 @@ def value_range(x: Tensor, granularity: Granularity, *, hold_zero: bool = True) 
     hold_zero: widen the range to contain 0. The range of an empty granule is 0.
     """
     x = x.detach()
-    shape = scale_shape(x.shape, granularity)
+    shape = granularity.scale_shape(x.shape)
     if x.numel() == 0:
         return x.new_zeros(shape, dtype=torch.float32), x.new_zeros(shape, dtype=torch.float32)
     low, high = _row_ranges(x, granularity)
     low = _over_rows(low, x.shape, granularity, torch.amin).reshape(shape)
     high = _over_rows(high, x.shape, granularity, torch.amax).reshape(shape)
     return (low.clamp_(max=0), high.clamp_(min=0)) if hold_zero else (low, high)
-
-
-def combine(
-    op: Callable[[Tensor, Tensor], Tensor], values: Tensor, per_granule: Tensor, granularity: Granularity
-) -> Tensor:
-    """op(values, per_granule) with what each granule has, in the shape of the scales, against all of its values."""
-    return op(values, spread(per_granule, values.shape, granularity))
 
 
 def spread(per_granule: Tensor, shape: tuple[int, ...] | torch.Size, granularity: Granularity) -> Tensor:

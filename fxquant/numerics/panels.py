@@ -106,9 +106,8 @@ def rows_spec(spec: TensorSpec) -> TensorSpec:
 
 
 def fits_panels(spec: TensorSpec) -> bool:
-    """True if a weight [N, K] of that spec has a panel form: not with scales along another axis than the first."""
-    kind = spec.granularity.kind
-    return kind in ("tensor", "token", "group", "block") or spec.granularity == CHANNEL
+    """True if a weight [N, K] of that spec has a panel form: of channels, only those of axis 0, written as 0."""
+    return spec.granularity.kind in ("tensor", "token", "group", "block") or spec.granularity == CHANNEL
 
 
 def _panels(out_features: int) -> int:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fxquant.errors import InvalidSpec, ShapeMismatch, UnsupportedActivation
-from fxquant.numerics import MAX_IN_FEATURES, check_shape, packed_shape, scale_shape
+from fxquant.numerics import MAX_IN_FEATURES, packed_shape
 from fxquant.spec import INT8, TensorSpec
 
 ACTIVATION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -33,14 +33,14 @@ def check_activation(op: str, x: Tensor) -> None:
 
 def check_granularity(op: str, x: Tensor, spec: TensorSpec) -> None:
     """The spec's granularity exists for a tensor of that shape."""
-    problem = check_shape(x.shape, spec.granularity)
+    problem = spec.granularity.unfit(x.shape)
     if problem:
         raise ShapeMismatch(op, f"a tensor of shape {list(x.shape)} for spec {spec}", f"another shape ({problem})")
 
 
 def check_scale(op: str, codes: Tensor, scale: Tensor, spec: TensorSpec) -> None:
     """scale has the dtype and the shape that the spec gives; [N, 1, ...] too for tensors joined along axis 0."""
-    wanted = scale_shape(codes.shape, spec.granularity)
+    wanted = spec.granularity.scale_shape(codes.shape)
     shapes = [wanted, joined_shape(codes)] if spec.granularity.kind == "tensor" and codes.dim() else [wanted]
     if scale.dtype != spec.scale_dtype or list(scale.shape) not in shapes:
         met = f"scale of shape {list(scale.shape)} and dtype {scale.dtype}"

@@ -156,8 +156,6 @@ def _check_linear(
     check_activation(op, x)
     check_devices(op, x=x, packed=packed, bias=bias)
     check_output(op, dtype)
-    if not 1 <= in_features <= numerics.MAX_IN_FEATURES:
-        raise ShapeMismatch(op, f"in_features {in_features}", f"1 to {numerics.MAX_IN_FEATURES}")
     if x.shape[-1] != in_features:
         raise ShapeMismatch(op, f"an activation of shape {list(x.shape)}", f"last dimension {in_features}")
     if bias is not None and (bias.dtype not in ACTIVATION_DTYPES or list(bias.shape) != [out_features]):
@@ -202,7 +200,7 @@ def _save_weight(at: dict[str, int]) -> Any:
 
 def _backward(op: str, at: dict[str, int], arguments: int) -> Any:
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.needs_input_grad[2]:
+        if any(ctx.needs_input_grad[2 : at["bias"]]):  # scale, zero point or shift, tensor scale
             raise GradientsNeedTraining(f"fxquant.{op}, weight scale")
         rows = grad.float()
         grads: list[Tensor | None] = [None] * arguments

@@ -118,6 +118,8 @@ def check_coded(
     """All tensors of a packed weight fit together and lie on one device. Returns its spec."""
     spec = panel_spec(op, text)
     check_devices(op, packed=packed, scale=scale, zero_point=zero_point, tensor_scale=tensor_scale)
+    if not 1 <= in_features <= numerics.MAX_IN_FEATURES:
+        raise ShapeMismatch(op, f"in_features {in_features}", f"1 to {numerics.MAX_IN_FEATURES}")
     check_panels(op, packed, out_features, in_features, spec)
     wanted = numerics.granule_shape(out_features, in_features, spec)
     _check_granules(op, "scale", scale, spec.scale_dtype, wanted, spec)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fxquant.algorithms import quantize
 from fxquant.errors import GradientsNeedTraining, ShapeMismatch
-from fxquant.numerics import Codes, decode, scale_shape
+from fxquant.numerics import Codes, decode
 from fxquant.ops.checks import (
     activation_spec,
     check_activation,
@@ -94,7 +94,7 @@ def _dequantize_fake(
 
 
 def _codes_like(x: Tensor, spec: TensorSpec) -> Codes:
-    shape = scale_shape(x.shape, spec.granularity)
+    shape = spec.granularity.scale_shape(x.shape)
     zero_dtype = spec.scale_dtype if spec.scheme == "shift" else torch.uint8
     return Codes(
         torch.empty(x.shape, dtype=spec.code_dtype, device=x.device),

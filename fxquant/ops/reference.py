@@ -9,10 +9,11 @@ from fxquant.ops.fake_quantize import fake_quantize
 from fxquant.ops.linear import int8_linear, int8_linear_dynamic, int8_linear_weight_only, int8_pack, int8_unpack
 from fxquant.ops.panels import decode_weight, pack_granules, pack_panels, unpack_panels
 from fxquant.ops.quantize import dequantize, int8_quantize_per_token, quantize_dynamic, quantize_weight
-from fxquant.ops.storage import pack_rows, unpack_rows
+from fxquant.ops.storage import decode_rows, pack_rows, unpack_rows
 
 __all__ = [
     "conv_weight_only",
+    "decode_rows",
     "decode_weight",
     "dequantize",
     "embedding_dequantize",

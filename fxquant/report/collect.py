@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch.fx import GraphModule, Node
 
-from fxquant.annotation import note_of
+from fxquant.annotation import Note, note_of
 from fxquant.report.records import Site, Uncovered, stable_text, unique
 from fxquant.report.snapshot import FloatSite, Snapshot
 from fxquant.report.walk import (
@@ -65,8 +65,7 @@ def _site(
         status=status,
         spec_text="" if note.spec is None else str(note.spec),
         kernel=kernel_of(node),
-        # With a spec, words such as 'default' say why it has one, not why it runs as it does.
-        reason="" if note.spec is not None and is_by_config(note.reason) else stable_text(note.reason),
+        reason=_reason(note),
         source=stable_text(source_of(node)),
         parameter_names=before.model_names(weights),
         bytes_before=float_bytes,
@@ -76,6 +75,16 @@ def _site(
         node=node.name,
         algorithm=_algorithm(note.spec),
     )
+
+
+def _reason(note: Note) -> str:
+    """Why a site runs as it does.
+
+    With a spec, words such as 'default' say why it has one; what follows them says what a site of its kind can't have.
+    """
+    if note.spec is None or not is_by_config(note.reason):
+        return stable_text(note.reason)
+    return note.reason.partition("; ")[2]
 
 
 def _algorithm(spec: LinearSpec | None) -> str:

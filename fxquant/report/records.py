@@ -25,9 +25,9 @@ class Site:
     ``status``: "lowered" runs on a quantized kernel; "reference" on dequantize and the float op; "fallback" on the
     quantized ops in eager, outside any graph; "skipped" stays float by the configuration; "declined" could not be
     quantized; "float" stays float because quantized would be slower, or because it has no weight. ``reason`` says why
-    it is not "lowered". ``members`` counts the products of the model in it, more than one after siblings were joined.
-    ``parameter_names`` are the model's names of the float parameters; ``bytes_after`` counts what the site reads in
-    their place.
+    it is not "lowered", or what of the configuration a product of its kind cannot have. ``members`` counts the products
+    of the model in it, more than one after siblings were joined. ``parameter_names`` are the model's names of the float
+    parameters; ``bytes_after`` counts what the site reads in their place.
     ``op`` is one of `KINDS`, or the op that was never made one ("lstm", "matmul"); ``node`` its name in the graph;
     ``spec_text`` says format and granularity of weights and activations, ``algorithm`` how the codes of the weight were
     chosen. ``sqnr`` of the output and ``weight_sqnr`` in dB, None if not measured.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -124,6 +125,8 @@ def _site_lines(sites: Sequence[Site]) -> list[str]:
     lowered = [site for site in sites if site.status == "lowered"]
     if lowered:
         lines.append(f"  {'lowered':<10} {', '.join(_kernel_words(lowered))}")
+        changed = Counter(site.reason for site in lowered if site.reason)
+        lines += [f"  {'':<10} {_count(count, 'site')}: {why}" for why, count in changed.items()]
     rows: list[tuple[str, str, str]] = []
     for status in STATUSES[1:]:
         chosen = [site for site in sites if site.status == status]

@@ -227,7 +227,9 @@ class QuantConfig:
     def from_options(options: Mapping[str, Any] | None) -> QuantConfig:
         """The config of `torch.compile(options=...)`. Raises `UnknownOption` or `InvalidOption`, naming the nearest."""
         known = [field.name for field in dataclasses.fields(QuantConfig)]
-        given = dict(options or {})
+        given = {} if options is None else options
+        if not isinstance(given, Mapping):
+            raise InvalidOption("options", given, "it takes a mapping of option names to values")
         for name in given:
             if name not in known:
                 raise UnknownOption(name, known)
@@ -249,8 +251,8 @@ class QuantConfig:
         """The inverse of `to_json`; fields left out have their default."""
         try:
             fields = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InvalidOption("config", text[:80], f"it is not JSON ({error})") from error
+        except (json.JSONDecodeError, TypeError) as error:
+            raise InvalidOption("config", str(text)[:80], f"it is not JSON ({error})") from error
         if not isinstance(fields, dict):
-            raise InvalidOption("config", text[:80], "it takes a JSON object of options")
+            raise InvalidOption("config", str(text)[:80], "it takes a JSON object of options")
         return QuantConfig.from_options(fields)

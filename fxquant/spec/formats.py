@@ -154,6 +154,8 @@ class Granularity:
     def __post_init__(self) -> None:
         if self.kind not in GRANULARITIES:
             raise InvalidSpec(self.kind, GRANULARITY_FORMS)
+        if any(type(number) is not int for number in (self.size, self.axis, self.rows)):
+            raise InvalidSpec(self, "sizes, rows and axes are whole numbers")
         if self.kind == "block" and (self.size < 1 or self.rows < 1):
             raise InvalidSpec(f"block{self.rows}x{self.size}", "a block has at least one row and one column")
         if self.kind != "block" and (self.kind == "group") != (self.size > 0):

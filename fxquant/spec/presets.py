@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from fxquant.errors import InvalidSpec, UnknownPreset
+from fxquant.errors import FxQuantError, InvalidSpec, UnknownPreset
 from fxquant.spec.linears import LinearSpec, words_of
 from fxquant.spec.peers import known, resolved
 from fxquant.spec.sides import activation_spec, weight_spec
@@ -44,7 +44,7 @@ def preset(name: str) -> LinearSpec:
     if text.startswith("w="):
         return LinearSpec.parse(text)
     if text not in PRESETS:
-        raise UnknownPreset(name, [*PRESETS, *known()])
+        raise UnknownPreset(name, [*PRESETS, *known()], _format_hint(name))
     return PRESETS[text]
 
 
@@ -84,6 +84,15 @@ def preset_text(value: object) -> str | None:
     name, changes = _split(value)
     ours = _ours(name)
     return f"{ours} {changes}".strip() if ours in PRESETS else str(spec or "none")
+
+
+def _format_hint(name: object) -> str:
+    """What to write for a format or a tensor spec, which is no preset; empty for anything else."""
+    try:
+        weight_spec(str(name), "w")
+    except FxQuantError:
+        return ""
+    return f"A format is no preset: write 'w={name}'."
 
 
 def _ours(name: str) -> str:

@@ -57,7 +57,7 @@ def side_text(option: str, value: object) -> str | None:
         case NumberFormat() | TensorSpec():
             text = str(value)
         case str():
-            text = value
+            text = value.strip()
         case _:
             raise InvalidOption(option, value, FORMS)
     # The two sides refuse different granularities; say so now, under the option's own name.

@@ -58,6 +58,9 @@ class TensorSpec:
     scale: Scale = "float32"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.format, NumberFormat) or not isinstance(self.granularity, Granularity):
+            text = f"{self.format}/{self.granularity}"
+            raise InvalidSpec(text, "a TensorSpec takes a NumberFormat and a Granularity; TensorSpec.parse reads text")
         if self.scheme not in SCHEMES:
             raise InvalidSpec(self.scheme, "a scheme is symmetric, affine or shift")
         if self.scale not in SCALES:
@@ -103,7 +106,12 @@ class TensorSpec:
         return self.has_tensor_scale or self.granularity.kind == "tensor"
 
     def nbytes(self, shape: Sequence[int]) -> int:
-        """Bytes that a tensor of that shape takes: codes packed row by row, scales, zero points or shifts."""
+        """Bytes that a tensor of that shape takes: codes packed row by row, scales, zero points or shifts.
+
+        Raises `InvalidSpec` for a shape that cannot have this granularity.
+        """
+        if problem := self.granularity.unfit(shape):
+            raise InvalidSpec(self, problem)
         *lead, last = shape or (1,)
         codes = math.prod(lead) * ((last * self.format.bits + 7) // 8)
         one_granule = self.scale_dtype.itemsize

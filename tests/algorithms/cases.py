@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fxquant.numerics import Codes, decode, scale_shape, spread
+from fxquant.numerics import Codes, decode, spread
 from fxquant.spec import TensorSpec
 
 SPECS = [
@@ -75,7 +75,7 @@ def decoded(found: Codes, spec: TensorSpec) -> Tensor:
 
 def errors(x: Tensor, found: Codes, spec: TensorSpec, power: int) -> Tensor:
     """Sum of |error| ** power over each granule, float64 [granules], of what the codes decode to."""
-    shape = scale_shape(x.shape, spec.granularity)
+    shape = spec.granularity.scale_shape(x.shape)
     owner = spread(torch.arange(math.prod(shape)).view(shape), x.shape, spec.granularity).expand(x.shape)
     each = (decoded(found, spec).double() - x.double()).abs() ** power
     return torch.zeros(math.prod(shape), dtype=torch.float64).index_add_(0, owner.flatten(), each.flatten())

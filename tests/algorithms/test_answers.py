@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from fxquant import numerics
 from fxquant.algorithms import quantize
 from fxquant.algorithms.candidates import EXPONENTS, factors_of
 from fxquant.algorithms.grids import grid_of, round_float
 from fxquant.algorithms.ranges import Range, codes_of, plain_range
-from fxquant.numerics import code_values, decode, encode_affine, encode_shift, encode_symmetric
+from fxquant.numerics import code_values, decode
 from fxquant.spec import FORMATS, NumberFormat, TensorSpec, number_format
 from tests.algorithms.cases import decoded, errors, parsed, tensors
 
@@ -30,14 +31,14 @@ def relative_error(x: Tensor, text: str, algorithm: str) -> float:
 def squared_errors(x: Tensor, spec: TensorSpec, factor: float) -> Tensor:
     """Of each row, one granule, under a range of that factor: by encode and decode, in float64."""
     if spec.scheme == "symmetric":
-        found = encode_symmetric(x, x.abs().amax(1, keepdim=True) * factor, spec)
+        found = numerics.encode(x, numerics.symmetric_scales(x.abs().amax(1, keepdim=True) * factor, spec), spec)
     elif spec.scheme == "affine":
         low, high = x.amin(1, keepdim=True).clamp(max=0), x.amax(1, keepdim=True).clamp(min=0)
-        found = encode_affine(x, low * factor, high * factor, spec)
+        found = numerics.encode(x, numerics.affine_scales(low * factor, high * factor, spec), spec)
     else:
         low, high = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
         cut = (high - low) * ((1 - torch.tensor(factor)) / 2)
-        found = encode_shift(x, low + cut, high - cut, spec)
+        found = numerics.encode(x, numerics.shift_scales(low + cut, high - cut, spec), spec)
     return errors(x, found, spec, 2)
 
 
@@ -140,7 +141,7 @@ def test_round_float_is_encode_and_decode(number: NumberFormat) -> None:
     x = torch.cat([values, middle]).float()
     x = torch.cat([x, torch.nextafter(x, x + 1), torch.nextafter(x, x - 1)]).clamp(number.qmin, number.qmax)
     spec = TensorSpec.parse(f"{number}/tensor")
-    found = encode_symmetric(x, torch.tensor([number.qmax]), spec)
+    found = numerics.encode(x, numerics.symmetric_scales(torch.tensor([number.qmax]), spec), spec)
     assert found.scale.tolist() == [1.0]
     wanted = decode(found.codes, found.scale, None, spec, torch.float32)
     assert torch.equal(round_float(x.clone(), number), wanted)

@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxquant.algorithms import quantize
 from fxquant.algorithms.rows import CPU_BLOCK
-from fxquant.errors import InvalidOption
-from fxquant.numerics import Codes, scale_shape
+from fxquant.errors import InvalidOption, ShapeMismatch
+from fxquant.numerics import Codes
 from tests.algorithms.cases import ALGORITHMS, SPECS, decoded, errors, parsed, plain_name, same, tensors
 
 
@@ -114,7 +114,7 @@ def test_empty_tensors_have_empty_codes(text: str, shape: tuple[int, int], algor
     spec = parsed(text)
     found = quantize(torch.empty(shape), spec, algorithm)
     assert found.codes.shape == shape
-    assert list(found.scale.shape) == scale_shape(shape, spec.granularity)
+    assert list(found.scale.shape) == spec.granularity.scale_shape(shape)
     assert same(found, quantize(torch.empty(shape), spec))
 
 
@@ -190,3 +190,19 @@ def test_an_algorithm_that_does_not_fit_is_an_error_that_says_so(text: str, algo
 def test_auto_is_the_plain_choice(text: str) -> None:
     spec, x = parsed(text), tensors()["heavy tails"]
     assert same(quantize(x, spec), quantize(x, spec, plain_name(spec)))
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "mse", "hqq"])
+@pytest.mark.parametrize(
+    ("x", "text", "words"),
+    [
+        (torch.ones(2, 3, 4), "int8/channel3", "granularity channel3 needs an axis 3"),
+        (torch.ones(2, 3, 4), "float8_e4m3fn/block2x2", "a block needs a matrix"),
+        (torch.tensor(1.0), "int4/group32", "needs at least one dimension"),
+        (torch.ones(2, 3, dtype=torch.int32), "int8/channel", "a float dtype is needed"),
+        (torch.ones(2, 3, dtype=torch.complex64), "int8/channel", "a float dtype is needed"),
+    ],
+)
+def test_what_cannot_be_quantized_is_refused_by_name(x: Tensor, text: str, words: str, algorithm: str) -> None:
+    with pytest.raises(ShapeMismatch, match=words):
+        quantize(x, parsed(text), algorithm)

@@ -98,6 +98,70 @@ void run_all_coded(const Kernels& kernels, const Sizes& shape) {
     }
 }
 
+void run_fake_quantize(const Kernels& kernels, int64_t m, int64_t k, Float type) {
+    const std::vector<char> x(m * k * bytes_of(type), 0x11);
+    std::vector<char> out(x.size());
+    for (const auto scale : {Grid::Scale::float32, Grid::Scale::e8m0, Grid::Scale::e4m3}) {
+        for (const int64_t group : {0, 1, 5, 16, 1000}) {
+            const Grid grid{6.0f, 0x1p-123f, 2, 0, 1, true, scale, group};
+            kernels.fake_quantize(grid, Rows{x.data(), k, k, type}, 0, m, out.data(), 0.5f);
+        }
+    }
+    const Grid grid{6.0f, 0x1p-123f, 2, 0, 1, true, Grid::Scale::float32, 0};
+    kernels.fake_quantize_piece(grid, x.data(), type, m * k, kernels.amax(x.data(), type, m * k), out.data());
+    const std::vector<float> wide(k, 0.5f);
+    std::vector<char> narrow(k * bytes_of(type));
+    kernels.narrow(wide.data(), k, type, narrow.data());
+}
+
+// A convolution along one line: a kernel of three, outputs `step` apart, `pad` zeros at both ends.
+void run_patches(const Kernels& kernels, int64_t channels, int64_t length, int64_t step, int64_t pad, bool last, Float type) {
+    const int64_t reach = 3, out_length = (length + 2 * pad - reach) / step + 1, k = channels * reach, samples = 2, n = 70;
+    Layout l = {};
+    l.channels = channels;
+    l.channels_last = last;
+    for (int i = 0; i < 3; ++i) l.in[i] = l.size[i] = 1;
+    l.stride[0] = l.stride[1] = 1;
+    l.used[0] = l.used[1] = 1;
+    l.in[2] = length, l.pad[2] = pad, l.step = step, l.size[2] = (out_length - 1) * step + reach;
+    l.phases = step < reach ? step : reach;
+    l.phase_length = (l.size[2] + step - 1) / step;
+    l.line = l.channel = l.phases * l.phase_length;
+    const std::vector<char> x(samples * channels * length * bytes_of(type), 0x11);
+    const std::vector<float> factors(samples, 0.5f);
+    const int64_t units = samples * (last ? 1 : channels), values = samples * channels * l.channel;
+    std::vector<char> room(room_elements(l) * 4);
+    std::vector<char> codes(values * kernels.code_bytes + 64);  // 15 bytes behind what is laid out are read
+    std::vector<float> floats(values);
+    kernels.patches.lay_codes(l, x.data(), type, factors.data(), codes.data(), 0, units, room.data());
+    kernels.patches.lay_floats(l, x.data(), type, nullptr, floats.data(), 0, units, room.data());
+
+    std::vector<int64_t> offsets;
+    for (int64_t c = 0; c < channels; ++c) {
+        for (int64_t w = 0; w < reach; ++w) offsets.push_back(c * l.channel + w % step * l.phase_length + w / step);
+    }
+    offsets.resize(round_up(k, 16), 0);
+    Patches patches = {codes.data(), channels * l.channel, {0, 0, 1}, {1, 1, out_length}, offsets.data(), k};
+    const int64_t rows = samples * out_length, stride = staged_stride(k, kernels.code_bytes);
+    std::vector<char> staged(rows * stride);
+    kernels.patches.stage(patches, 0, rows, staged.data(), stride);
+    std::vector<char> row(length * kernels.code_bytes);
+    kernels.patches.quantize_by(Rows{x.data(), length, length, type}, 0, 1, 0.5f, row.data(), 0);
+
+    const std::vector<uint8_t> packed(panels(n) * plane_blocks(k) * 4 * kPanel, 1);
+    const std::vector<float> scale(panels(n) * kPanel, 0.5f), bias(n, 1.0f);
+    const std::vector<uint16_t> code_values(256, 0x3f80);
+    const CodedWeight weight{packed.data(), 4, Scheme::symmetric, true, 8, code_values.data(), {scale.data(), Stored::f32},
+                             {nullptr, Stored::u8}, 1, k, nullptr, bias.data(), n, k};
+    patches.data = floats.data();
+    std::vector<char> out(rows * n * bytes_of(type)), turned(rows * n * bytes_of(type));
+    for (int64_t panel = 0; panel < panels(n); ++panel) {
+        kernels.patches.product(patches, weight, panel, 0, rows, out.data(), type, n, panel * kPanel);
+    }
+    out.resize(out.size() + 16);  // as is promised to `turn`
+    kernels.patches.turn(out.data(), n, rows, n, type, turned.data(), rows);
+}
+
 }  // namespace
 
 int main() {
@@ -111,9 +175,19 @@ int main() {
             for (Float type : {Float::f32, Float::bf16, Float::f16}) {
                 run(*kernels, shape, type, false);
                 run(*kernels, shape, type, true);
+                run_fake_quantize(*kernels, shape.rows, shape.in_features, type);
             }
         }
         for (const Sizes& shape : {Sizes{1, 1, 1}, Sizes{7, 65, 31}, Sizes{259, 70, 12}, Sizes{2, 3, 700}}) run_all_coded(*kernels, shape);
+        for (Float type : {Float::f32, Float::bf16, Float::f16}) {
+            for (const bool last : {false, true}) {
+                run_patches(*kernels, 1, 3, 1, 0, last, type);
+                run_patches(*kernels, 3, 17, 1, 1, last, type);
+                run_patches(*kernels, 5, 9, 2, 4, last, type);
+                run_patches(*kernels, 17, 33, 5, 2, last, type);
+                run_patches(*kernels, 70, 100, 1, 1, last, type);
+            }
+        }
         printf("%s done\n", kernels->name);
     }
 }

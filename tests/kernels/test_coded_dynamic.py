@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from fxquant.numerics import scale_shape
 from fxquant.ops import reference
 from tests.kernels.coded_problems import DYNAMIC_SPECS, Coded, coded
 from tests.kernels.cpu_helpers import (
@@ -151,6 +150,6 @@ def test_opcheck_with_the_kernels(text: str) -> None:
 @pytest.mark.parametrize("text", ["fp4_e2m1/channel", "int4/group6", "int4/channel/shift"])
 def test_other_specs_are_refused_by_name(text: str) -> None:
     p = coded(text, 70, 33, seed=14)
-    assert scale_shape((70, 33), p.spec.granularity) == list(p.scale.shape)
+    assert p.spec.granularity.scale_shape((70, 33)) == list(p.scale.shape)
     with pytest.raises(RuntimeError, match=f"'{text}' is not of integers, symmetric or affine, in groups that are"):
         p.dynamic(ops.linear_dynamic, torch.ones(2, 33), None, torch.float32)

@@ -255,6 +255,21 @@ def test_threads_do_not_change_a_bit() -> None:
         assert_equal(other[1], found[0][1])
 
 
+def test_rows_that_threads_widen_do_not_run_into_each_other() -> None:
+    """1x1 over channels-last bfloat16: x is widened by whole vectors, and a row of 3 channels is shorter than one."""
+    shape = Shape(2, 3, 33, (200, 200), (1, 1), (1, 1), (0, 0), (1, 1))
+    p = Problem(shape, torch.bfloat16)
+    x, arguments = p.x.contiguous(memory_format=torch.channels_last), p.coded("int4/channel", None)
+    before, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 7):
+            torch.set_num_threads(count)
+            found.append(ops.conv_weight_only(x, *arguments))
+    finally:
+        torch.set_num_threads(before)
+    assert_equal(found[1], found[0])
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_opcheck_with_the_kernels(layout: str) -> None:
     p = Problem(Shape(2, 4, 5, (6, 7), (3, 3), (1, 2), (1, 1), (1, 1)))

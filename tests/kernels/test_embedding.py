@@ -1,4 +1,4 @@
-"""The CPU kernel of embedding_dequantize against its reference, bit for bit, in every format and granularity."""
+"""The CPU kernels of embedding_dequantize and decode_rows against their references, bit for bit, in every spec."""
 
 from __future__ import annotations
 
@@ -50,6 +50,16 @@ def test_bit_equal_to_the_reference(spec: str, dtype: torch.dtype) -> None:
         check(indices, table(spec, count, width), dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("spec", [*SPECS, *MORE_SPECS])
+def test_all_rows_are_bit_equal_to_the_reference(spec: str, dtype: torch.dtype) -> None:
+    for count, width in ((1, 1), (37, 9), (260, 160)):
+        arguments: tuple[Any, ...] = (*table(spec, count, width), dtype)
+        got, want = ops.decode_rows(*arguments), reference.decode_rows(*arguments)
+        assert_equal(got, want)
+        assert torch.equal(got.signbit() | got.isnan(), want.signbit() | want.isnan())
+
+
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
 def test_indices_of_any_shape(dtype: torch.dtype) -> None:
     arguments = table("int4/group32/affine/bf16", 20, 70)
@@ -64,6 +74,14 @@ def test_tables_that_were_joined_keep_their_own_scales() -> None:
     check(torch.arange(20), (rows, scale, zero_point, whole, *tail), torch.float32)
     rows, scale, zero_point, whole, *tail = table("int8/tensor", 20, 70)
     check(torch.arange(20), (rows, torch.rand(20, 1), zero_point, whole, *tail), torch.float32)
+
+
+@pytest.mark.parametrize("spec", ["fp4_e2m1/group32/e8m0", "fp4_e2m1/group16/e4m3"])
+def test_every_byte_that_a_scale_can_be(spec: str) -> None:
+    rows, scale, zero_point, whole, width, spec = table(spec, 256, 12)
+    scale = torch.arange(256, dtype=torch.uint8).view(scale.dtype).view(256, 1)
+    arguments: tuple[Any, ...] = (rows, scale, zero_point, whole, width, spec, torch.float32)
+    assert_equal(ops.decode_rows(*arguments), reference.decode_rows(*arguments))
 
 
 def test_a_scale_that_is_nan_gives_nan() -> None:
@@ -91,14 +109,16 @@ def test_threads_do_not_change_a_bit() -> None:
         want = ops.embedding_dequantize(indices, *arguments, torch.float16)
         torch.set_num_threads(3)
         assert_equal(ops.embedding_dequantize(indices, *arguments, torch.float16), want)
+        wide: tuple[Any, ...] = (*table("fp6_e3m2/channel", 500, 300), torch.float16)
+        assert_equal(ops.decode_rows(*wide), reference.decode_rows(*wide))
     finally:
         torch.set_num_threads(before)
 
 
 def test_opcheck_with_the_kernel() -> None:
-    torch.library.opcheck(
-        ops.embedding_dequantize.default, (torch.arange(4), *table("int3/group5/shift", 20, 31), torch.bfloat16)
-    )
+    arguments = (*table("int3/group5/shift", 20, 31), torch.bfloat16)
+    torch.library.opcheck(ops.embedding_dequantize.default, (torch.arange(4), *arguments))
+    torch.library.opcheck(ops.decode_rows.default, arguments)
 
 
 @pytest.mark.parametrize(
@@ -116,8 +136,10 @@ def test_opcheck_with_the_kernel() -> None:
 def test_bad_arguments_are_named(position: int, value: Any, words: str) -> None:
     arguments = list(table("int8/channel", 20, 70))
     arguments[position] = value
-    with pytest.raises(RuntimeError, match=words):
+    with pytest.raises(RuntimeError, match="fxquant::embedding_dequantize: .*" + words):
         ops.embedding_dequantize(torch.arange(4), *arguments, torch.float32)
+    with pytest.raises(RuntimeError, match="fxquant::decode_rows: .*" + words):
+        ops.decode_rows(*arguments, torch.float32)
 
 
 def test_indices_of_other_dtypes_are_refused() -> None:

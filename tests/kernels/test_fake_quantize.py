@@ -169,7 +169,9 @@ def test_opcheck_with_the_kernel() -> None:
     torch.library.opcheck(ops.fake_quantize.default, (images().half(), "fp4_e2m1/group16/e4m3"))
 
 
-@pytest.mark.parametrize("spec", ["int4/token", "int8/channel", "int8/token/affine", "fp6_e3m2/block2x2"])
+@pytest.mark.parametrize(
+    "spec", ["int4/token", "int8/channel", "int8/token/affine", "fp6_e3m2/block2x2", "int8/tensor/e4m3"]
+)
 def test_other_specs_are_refused(spec: str) -> None:
     words = "activations are int8 or a float format, symmetric, per tensor, token, sample or group"
     with pytest.raises(RuntimeError, match=words):

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from fxquant.annotation import PassResult, note_of
 from fxquant.dump import text
 from fxquant.graphs import value_of
-from fxquant.lowering import select_kernels
+from fxquant.lowering import Packed, select_kernels
 from fxquant.lowering.rules import RULES, Int8Dynamic, Int8Shared, Int8WeightOnly
 from fxquant.lowering.site import quantized_sites
 from fxquant.spec import PRESETS, QuantConfig
 from fxquant.target import Target
+from fxquant.weights import WeightStore
 from tests.helpers import capture
-from tests.lowering.helpers import CPU, NO_KERNEL, selected, targets
+from tests.lowering.helpers import CPU, NO_KERNEL, arguments_of, bound, call_bound, selected, targets
 from tests.passes.helpers import Linears, X, assert_same_graph, assert_values_are_true, nodes_of, run, staged
 from tests.twins import U, assert_within, int8_linear_float64
 
@@ -215,6 +216,34 @@ def test_every_other_format_runs_on_the_kernels_that_decode(config: QuantConfig 
     captured = selected(ONE, X, config=config)
     assert [name for name in targets(captured.gm) if not name.startswith("pack")] == kernels
     assert_values_are_true(captured.gm, [X])
+
+
+class Depthwise(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = nn.Conv2d(70, 70, 3, groups=70, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(x)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_grouped_convolution_takes_the_bytes_of_its_format(preset: str) -> None:
+    x = torch.randn(2, 70, 5, 6, generator=torch.Generator().manual_seed(1))
+    model = Depthwise()
+    wanted = run(staged(model, x, config=preset).gm, [x])
+    captured, binding, args = bound(model, x, config=preset)
+    assert [name for name in targets(captured.gm) if name != "fake_quantize"] == ["decode_rows"]
+    spec = PRESETS[preset].weights
+    assert spec is not None
+    packed = [
+        t
+        for t, taken in zip(arguments_of(binding, args, WeightStore()), binding.arguments, strict=True)
+        if isinstance(taken, Packed)
+    ]
+    assert sum(t.nbytes for t in packed) == spec.nbytes([70, 9])
+    # The same float kernel on the same values.
+    torch.testing.assert_close(call_bound(captured.gm, binding, args), wanted, rtol=0, atol=0)
 
 
 def test_x_is_rounded_once_for_siblings_that_are_not_joined() -> None:

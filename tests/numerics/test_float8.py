@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fxquant import numerics
 from fxquant.algorithms import absmax
-from fxquant.numerics import decode, encode_symmetric
+from fxquant.numerics import decode
 from fxquant.spec import FLOAT8_E4M3FN, FLOAT8_E5M2, NumberFormat, TensorSpec
 from tests.twins import assert_same_bits, decode_float8, nearest_float8
 
@@ -27,7 +28,8 @@ def spec_of(number: NumberFormat, granularity: str = "tensor") -> TensorSpec:
 
 def encode(values: list[float] | Tensor, number: NumberFormat) -> list[int]:
     """Bytes of values under scale 1."""
-    found = encode_symmetric(torch.as_tensor(values), torch.tensor([number.qmax]), spec_of(number))
+    spec = spec_of(number)
+    found = numerics.encode(torch.as_tensor(values), numerics.symmetric_scales(torch.tensor([spec.qmax]), spec), spec)
     assert found.scale.tolist() == [1.0]
     return found.codes.view(torch.uint8).tolist()
 

@@ -9,14 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fxquant import numerics
 from fxquant.algorithms import absmax, minmax, quantize
 from fxquant.numerics import (
     Codes,
     absolute_range,
     decode,
-    encode_affine,
-    encode_symmetric,
-    scale_shape,
     smallest_range,
     value_range,
 )
@@ -71,29 +69,31 @@ def test_minus_128_decodes_although_it_is_never_made() -> None:
 def test_ties_go_to_the_even_code(largest: int) -> None:
     spec = TensorSpec.parse("int8/tensor" if largest == 127 else "int4/tensor")
     halves = torch.arange(-largest, largest).float() + 0.5
-    amax = torch.tensor([float(largest)])  # scale and factor are 1
+    scales = numerics.symmetric_scales(torch.tensor([float(largest)]), spec)  # scale and factor are 1
     # Half way between n and n + 1 the even one of the two: -0.5 -> 0, 0.5 -> 0, 1.5 -> 2, 2.5 -> 2.
     want = [n if n % 2 == 0 else n + 1 for n in range(-largest, largest)]
-    assert encode_symmetric(halves, amax, spec).codes.tolist() == want
+    assert numerics.encode(halves, scales, spec).codes.tolist() == want
     # The next float32 on either side is no tie.
     below, above = torch.nextafter(halves, halves - 1), torch.nextafter(halves, halves + 1)
-    assert encode_symmetric(below, amax, spec).codes.tolist() == list(range(-largest, largest))
-    assert encode_symmetric(above, amax, spec).codes.tolist() == list(range(-largest + 1, largest + 1))
+    assert numerics.encode(below, scales, spec).codes.tolist() == list(range(-largest, largest))
+    assert numerics.encode(above, scales, spec).codes.tolist() == list(range(-largest + 1, largest + 1))
 
 
 def test_affine_ties_are_decided_before_the_zero_point_is_added() -> None:
     spec = TensorSpec.parse("int4/tensor/affine")
     x = torch.tensor([0.5, 1.5, -0.5, -1.5, 2.5])
-    found = encode_affine(x, torch.tensor([-5.0]), torch.tensor([10.0]), spec)
+    found = numerics.encode(x, numerics.affine_scales(torch.tensor([-5.0]), torch.tensor([10.0]), spec), spec)
     assert found.zero_point.tolist() == [5]
     assert found.codes.tolist() == [5 + 0, 5 + 2, 5 + 0, 5 - 2, 5 + 2]
 
 
 def test_values_beyond_the_given_range_saturate() -> None:
     x = torch.tensor([-1e38, -300.0, 300.0, 1e38])
-    assert encode_symmetric(x, torch.tensor([127.0]), INT8_TENSOR).codes.tolist() == [-127, -127, 127, 127]
+    scales = numerics.symmetric_scales(torch.tensor([127.0]), INT8_TENSOR)
+    assert numerics.encode(x, scales, INT8_TENSOR).codes.tolist() == [-127, -127, 127, 127]
     affine = TensorSpec.parse("int4/tensor/affine")
-    assert encode_affine(x, torch.tensor([-7.0]), torch.tensor([8.0]), affine).codes.tolist() == [0, 0, 15, 15]
+    scales = numerics.affine_scales(torch.tensor([-7.0]), torch.tensor([8.0]), affine)
+    assert numerics.encode(x, scales, affine).codes.tolist() == [0, 0, 15, 15]
 
 
 # ---- against the twin
@@ -232,7 +232,7 @@ def test_half_precision_is_widened_before_its_scale_is_made(dtype: torch.dtype, 
 )
 def test_scale_shapes(text: str, shape: tuple[int, ...], want: list[int]) -> None:
     granularity = Granularity.parse(text)
-    assert scale_shape(shape, granularity) == want
+    assert granularity.scale_shape(shape) == want
     assert list(absmax(torch.ones(shape), TensorSpec.parse(f"int8/{text}")).scale.shape) == want
 
 
@@ -242,7 +242,7 @@ def test_empty_and_tiny_tensors(text: str, shape: tuple[int, int]) -> None:
     spec = TensorSpec.parse(text)
     found = quantize(torch.full(shape, 2.0), spec)
     assert found.codes.shape == shape
-    assert list(found.scale.shape) == scale_shape(shape, spec.granularity)
+    assert list(found.scale.shape) == spec.granularity.scale_shape(shape)
     assert torch.equal(decoded(found, spec), torch.full(shape, 2.0))
 
 

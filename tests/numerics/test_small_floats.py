@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fxquant.numerics import code_values, decode, encode_symmetric
+from fxquant import numerics
+from fxquant.numerics import code_values, decode
 from fxquant.spec import TensorSpec, number_format
 from tests.numerics.twin import BY_NAME, FLOAT8, FLOATS, FloatFormat
 from tests.twins import assert_same_bits
@@ -41,7 +42,7 @@ def patterns(number: FloatFormat) -> Tensor:
 def encode(values: Tensor, number: FloatFormat) -> list[int]:
     """Bit patterns of values under scale 1."""
     spec = spec_of(number)
-    found = encode_symmetric(values, torch.tensor([spec.qmax]), spec)
+    found = numerics.encode(values, numerics.symmetric_scales(torch.tensor([spec.qmax]), spec), spec)
     assert found.scale.tolist() == [1.0]
     assert found.codes.dtype == spec.code_dtype
     return found.codes.view(torch.uint8).tolist()

@@ -1,4 +1,4 @@
-// fxquant::embedding_dequantize: rows of a packed table, decoded as they are looked up. Bit-equal to numerics.decode.
+// fxquant::embedding_dequantize and decode_rows: rows of a packed table, some of them or all. Bit-equal to numerics.decode.
 #include <torch/csrc/stable/library.h>
 
 #include <cmath>
@@ -11,6 +11,15 @@
 
 namespace fxquant {
 namespace {
+
+float from_bits(uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof(value));
+    return value;
+}
+
+// 2^exponent for -126 <= exponent <= 127. (ldexp is a call, and costs as much as a short row.)
+float power_of_two(int exponent) { return from_bits(static_cast<uint32_t>(exponent + 127) << 23); }
 
 float stored_float(const void* data, Stored type, int64_t i) {
     switch (type) {
@@ -29,12 +38,12 @@ float stored_float(const void* data, Stored type, int64_t i) {
         }
         case Stored::e8m0: {
             const int exponent = static_cast<const uint8_t*>(data)[i];
-            return exponent == 255 ? std::nanf("") : std::ldexp(1.0f, exponent - 127);
+            return exponent == 255 ? std::nanf("") : exponent == 0 ? from_bits(0x00400000u) : power_of_two(exponent - 127);
         }
         case Stored::e4m3: {  // never negative as a scale, but any code is read right
             const int code = static_cast<const uint8_t*>(data)[i], magnitude = code & 0x7f, exponent = magnitude >> 3;
             const int whole = exponent == 0 ? magnitude : (magnitude & 7) + 8;
-            const float value = std::ldexp(static_cast<float>(whole), (exponent == 0 ? 1 : exponent) - 10);
+            const float value = static_cast<float>(whole) * power_of_two((exponent == 0 ? 1 : exponent) - 10);
             return magnitude == 0x7f ? std::nanf("") : std::copysign(value, code & 0x80 ? -1.0f : 1.0f);
         }
         default: return static_cast<const uint8_t*>(data)[i];
@@ -85,12 +94,6 @@ void spread(int bits, const uint8_t* row, int64_t width, uint8_t* codes) {
     }
 }
 
-float from_bits(uint32_t bits) {
-    float value;
-    std::memcpy(&value, &bits, sizeof(value));
-    return value;
-}
-
 uint32_t to_bits(float value) {
     uint32_t bits;
     std::memcpy(&bits, &value, sizeof(bits));
@@ -110,7 +113,7 @@ void values_of(const Spec& spec, const uint8_t* __restrict codes, int64_t n, flo
     const int shift = 23 - f.mantissa_bits, sign_shift = 32 - f.bits;
     const uint32_t mask = (1u << (f.bits - 1)) - 1, first_normal = 1u << f.mantissa_bits;
     const uint32_t raise = static_cast<uint32_t>(127 - f.bias) << 23;
-    const float unit = std::ldexp(1.0f, 1 - f.bias - f.mantissa_bits);
+    const float unit = power_of_two(1 - f.bias - f.mantissa_bits);
     const uint32_t infinity = f.top == Top::ieee ? mask - (first_normal - 1) : 256;
     const uint32_t nan = f.top == Top::ieee ? infinity + 1 : f.top == Top::nan ? mask : 256;
     const uint32_t nan_code = f.top == Top::nan_is_minus_zero ? mask + 1 : 256;
@@ -128,14 +131,14 @@ void values_of(const Spec& spec, const uint8_t* __restrict codes, int64_t n, flo
 
 // A table of codes with the numbers of its granules in the shapes that quantize_weight gives.
 struct Table {
-    Table(const std::string& text, const Tensor& rows, const Tensor& scale, const std::optional<Tensor>& zero_point,
+    Table(const char* op, const std::string& text, const Tensor& rows, const Tensor& scale, const std::optional<Tensor>& zero_point,
           const std::optional<Tensor>& tensor_scale, int64_t width)
-        : width(width), rows_(dense(rows)), scale_(dense(scale)) {
-        STD_TORCH_CHECK(parse_spec(text, spec), "fxquant::embedding_dequantize: spec '", text, "' is not one that the kernels know");
+        : width(width), op_(op), rows_(dense(rows)), scale_(dense(scale)) {
+        STD_TORCH_CHECK(parse_spec(text, spec), "fxquant::", op, ": spec '", text, "' is not one that the kernels know");
         row_bytes = (width * spec.format.bits + 7) / 8;
         const auto sizes = rows_.sizes();
         STD_TORCH_CHECK(sizes.size() == 2 && sizes[1] == row_bytes && rows_.scalar_type() == ScalarType::Byte,
-                        "fxquant::embedding_dequantize: rows are uint8 [N, ", row_bytes, "] for ", width, " codes of ", text);
+                        "fxquant::", op, ": rows are uint8 [N, ", row_bytes, "] for ", width, " codes of ", text);
         count = sizes[0];
         place_granules();
         const Stored stored = stored_scale(spec);
@@ -143,12 +146,12 @@ struct Table {
         zero_type = spec.scheme == Spec::Scheme::affine ? Stored::u8 : stored;
         check("scale", scale_, stored, granule_rows * granules);
         if (spec.scheme != Spec::Scheme::symmetric) {
-            STD_TORCH_CHECK(zero_point.has_value(), "fxquant::embedding_dequantize: spec '", text, "' needs a zero_point");
+            STD_TORCH_CHECK(zero_point.has_value(), "fxquant::", op, ": spec '", text, "' needs a zero_point");
             zero_ = dense(*zero_point);
             check("zero_point", *zero_, zero_type, granule_rows * granules);
         }
         if (spec.scale == Spec::Scale::e4m3) {
-            STD_TORCH_CHECK(tensor_scale.has_value(), "fxquant::embedding_dequantize: spec '", text, "' needs a tensor_scale");
+            STD_TORCH_CHECK(tensor_scale.has_value(), "fxquant::", op, ": spec '", text, "' needs a tensor_scale");
             tensor_scale_ = dense(*tensor_scale);
             check("tensor_scale", *tensor_scale_, Stored::f32, tensor_scale_->numel() == 1 ? 1 : count);
         }
@@ -198,11 +201,12 @@ private:
     }
 
     void check(const char* what, const Tensor& t, Stored stored, int64_t wanted) const {
-        STD_TORCH_CHECK(t.scalar_type() == stored_type(stored) && t.numel() == wanted, "fxquant::embedding_dequantize: ", what,
+        STD_TORCH_CHECK(t.scalar_type() == stored_type(stored) && t.numel() == wanted, "fxquant::", op_, ": ", what,
                         " has ", t.numel(), " values of ", torch::headeronly::toString(t.scalar_type()), "; ", wanted, " of ",
                         torch::headeronly::toString(stored_type(stored)), " are needed");
     }
 
+    const char* op_;
     Spec spec;
     Tensor rows_, scale_;
     std::optional<Tensor> zero_, tensor_scale_;
@@ -226,32 +230,50 @@ std::vector<int64_t> checked_indices(const Tensor& indices, int64_t count) {
     return found;
 }
 
-Tensor embedding_dequantize(const Tensor indices, const Tensor rows, const Tensor scale, const std::optional<Tensor> zero_point,
-                            const std::optional<Tensor> tensor_scale, int64_t embedding_dim, const std::string spec, ScalarType dtype) {
-    const Table table(spec, rows, scale, zero_point, tensor_scale, embedding_dim);
+// Row row_of(i) of the table for each i of [0, n), one after another in `out`.
+template <class RowOf>
+void decode(const Table& table, int64_t n, RowOf row_of, Float type, Tensor& out) {
     const Kernels& kernels = kernels_for(kChoose);
-    const Float type = float_type("embedding_dequantize", "dtype", dtype);
-    const std::vector<int64_t> wanted = checked_indices(indices, table.count);
-    std::vector<int64_t> sizes;
-    for (const int64_t size : indices.sizes()) sizes.push_back(size);
-    sizes.push_back(embedding_dim);
-    Tensor out = torch::stable::empty(sizes, dtype, std::nullopt, indices.device());
     auto* to = static_cast<char*>(out.data_ptr());
-    const int64_t bytes = type == Float::f32 ? 4 : 2, width = table.width, n = static_cast<int64_t>(wanted.size());
+    const int64_t bytes = type == Float::f32 ? 4 : 2, width = table.width;
     split(n, n * width < kSerialElements, [&](int64_t begin, int64_t end) {
         std::vector<uint8_t> codes(static_cast<size_t>(width));
         std::vector<float> values(type == Float::f32 ? 0 : static_cast<size_t>(width));
         for (int64_t i = begin; i < end; ++i) {
             char* at = to + i * width * bytes;
             float* row = type == Float::f32 ? reinterpret_cast<float*>(at) : values.data();
-            table.row(wanted[i], codes.data(), row);
+            table.row(row_of(i), codes.data(), row);
             if (type != Float::f32) kernels.narrow(row, width, type, at);
         }
     });
+}
+
+Tensor embedding_dequantize(const Tensor indices, const Tensor rows, const Tensor scale, const std::optional<Tensor> zero_point,
+                            const std::optional<Tensor> tensor_scale, int64_t embedding_dim, const std::string spec, ScalarType dtype) {
+    const Table table("embedding_dequantize", spec, rows, scale, zero_point, tensor_scale, embedding_dim);
+    const Float type = float_type("embedding_dequantize", "dtype", dtype);
+    const std::vector<int64_t> wanted = checked_indices(indices, table.count);
+    std::vector<int64_t> sizes;
+    for (const int64_t size : indices.sizes()) sizes.push_back(size);
+    sizes.push_back(embedding_dim);
+    Tensor out = torch::stable::empty(sizes, dtype, std::nullopt, indices.device());
+    decode(table, static_cast<int64_t>(wanted.size()), [&](int64_t i) { return wanted[i]; }, type, out);
+    return out;
+}
+
+Tensor decode_rows(const Tensor rows, const Tensor scale, const std::optional<Tensor> zero_point,
+                   const std::optional<Tensor> tensor_scale, int64_t width, const std::string spec, ScalarType dtype) {
+    const Table table("decode_rows", spec, rows, scale, zero_point, tensor_scale, width);
+    const Float type = float_type("decode_rows", "dtype", dtype);
+    Tensor out = torch::stable::empty({table.count, width}, dtype, std::nullopt, rows.device());
+    decode(table, table.count, [](int64_t i) { return i; }, type, out);
     return out;
 }
 
 }  // namespace
 }  // namespace fxquant
 
-STABLE_TORCH_LIBRARY_IMPL(fxquant, CPU, m) { m.impl("embedding_dequantize", TORCH_BOX(&fxquant::embedding_dequantize)); }
+STABLE_TORCH_LIBRARY_IMPL(fxquant, CPU, m) {
+    m.impl("embedding_dequantize", TORCH_BOX(&fxquant::embedding_dequantize));
+    m.impl("decode_rows", TORCH_BOX(&fxquant::decode_rows));
+}

@@ -36,10 +36,11 @@ Spec activation_spec(const std::string& text) {
     Spec spec;
     STD_TORCH_CHECK(parse_spec(text, spec), "fxquant::fake_quantize: spec '", text, "' is not one that the kernels know");
     const bool known = spec.format.is_float || spec.format.bits == 8;
-    const bool granules = spec.granularity != Spec::Granularity::channel && spec.granularity != Spec::Granularity::block;
+    const bool granules = spec.granularity != Spec::Granularity::channel && spec.granularity != Spec::Granularity::block &&
+                          (spec.scale == Spec::Scale::float32 || spec.granularity == Spec::Granularity::group);
     STD_TORCH_CHECK(known && granules && spec.scheme == Spec::Scheme::symmetric && spec.scale != Spec::Scale::bfloat16,
                     "fxquant::fake_quantize: spec '", text,
-                    "': activations are int8 or a float format, symmetric, per tensor, token, sample or group");
+                    "': activations are int8 or a float format, symmetric, per tensor, token, sample or group (e8m0 and e4m3: group)");
     return spec;
 }
 

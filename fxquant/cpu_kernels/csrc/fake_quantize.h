@@ -11,33 +11,39 @@ inline float power_of_two(int exponent) {
     return bits<float>(exponent >= -126 ? static_cast<uint32_t>(exponent + 127) << 23 : uint32_t{1} << (exponent + 149));
 }
 
-// One value on the grid that a format's exponents and mantissas make, nearest even. Adding 1.5 * 2^23 quanta rounds in place,
-// one quantum being 2^(exponent - mantissa bits); the exponent does not fall below that of the subnormals.
-inline float round_to_grid(float v, int smallest_exponent, int mantissa_bits) {
-    const int exponent = static_cast<int>(bits<uint32_t>(v) >> 23 & 0xff) - 127;
-    const int step = (exponent > smallest_exponent ? exponent : smallest_exponent) - mantissa_bits;
-    const float magic = 1.5f * power_of_two(step + 23);
-    return (v + magic) - magic;
-}
-
-inline GranuleScale granule_scale(const Grid& grid, uint32_t amax_bits, float tensor_scale) {
-    constexpr uint32_t kInfinity = 0x7f800000u;
-    if (amax_bits >= kInfinity || !(tensor_scale < bits<float>(kInfinity))) return {__builtin_nanf(""), 0.0f};
+// The granule whose largest absolute value has the bits `amax`; scales of float32 or powers of two.
+inline GranuleScale granule_scale(const Grid& grid, uint32_t amax_bits) {
+    if (amax_bits >= 0x7f800000u) return {__builtin_nanf(""), 0.0f};
     const float amax = bits<float>(amax_bits);
     if (grid.scale == Grid::Scale::e8m0) {
         const int exponent = static_cast<int>(amax_bits >> 23) - 127 - grid.largest_exponent;
         const int kept = exponent < -127 ? -127 : exponent > 127 ? 127 : exponent;
         return {power_of_two(kept), power_of_two(-kept)};
     }
-    if (grid.scale == Grid::Scale::e4m3) {
-        if (amax == 0.0f || tensor_scale == 0.0f) return {0.0f, 0.0f};
-        const float wanted = amax / grid.largest / tensor_scale;
-        const float kept = round_to_grid(wanted < 448.0f ? wanted : 448.0f, -6, 3);
-        const float scale = kept < 0x1p-9f ? 0x1p-9f : kept;
-        return {scale, 1.0f / (scale * tensor_scale)};
-    }
     if (amax < grid.smallest_range) return {0.0f, 0.0f};
     return {amax / grid.largest, grid.largest / amax};
+}
+
+// Those of one vector of granules under a tensor scale, which is not finite if any of them is not: scales are nearest e4m3,
+// even at ties. Together, because three divisions a granule would cost more than its values.
+template <class Isa>
+inline void e4m3_scales(const Grid& grid, const uint32_t* amax, float tensor_scale, GranuleScale* to) {
+    using F = typename Isa::F;
+    using I = typename Isa::I;
+    constexpr int W = Isa::kWidth;
+    const F wanted = load<F>(amax) / grid.largest / tensor_scale, top = F{} + 448.0f, bottom = F{} + 0x1p-9f;
+    const F v = wanted < top ? wanted : top;
+    const I exponent = (bits<I>(v) & 0x7f800000) >> 23, smallest = I{} + (127 - 6);
+    const F magic = bits<F>(((exponent > smallest ? exponent : smallest) << 23) + ((23 - 3) << 23 | 0x400000));
+    const F kept = (v + magic) - magic;
+    const F scale = kept < bottom ? bottom : kept;
+    const F factor = 1.0f / (scale * tensor_scale);
+    const bool finite = tensor_scale < bits<float>(0x7f800000u);
+    for (int i = 0; i < W; ++i) {
+        if (!finite) to[i] = {__builtin_nanf(""), 0.0f};
+        else if (amax[i] == 0 || tensor_scale == 0.0f) to[i] = {0.0f, 0.0f};
+        else to[i] = {scale[i], factor[i]};
+    }
 }
 
 template <class Isa, Float T>
@@ -48,13 +54,12 @@ inline void store_some(char* to, typename Isa::F v, int64_t n) {
     std::memcpy(to, padded, n * size_of(T));
 }
 
-// n values, next to each other, of a granule whose largest absolute value has the bits `amax`.
+// n values, next to each other, of one granule.
 template <class Isa, Float T>
-void granule_to_grid(const Grid& grid, const char* from, char* to, int64_t n, uint32_t amax, float tensor_scale) {
+void granule_to_grid(const Grid& grid, const char* from, char* to, int64_t n, GranuleScale s, float tensor_scale) {
     using F = typename Isa::F;
     using I = typename Isa::I;
     constexpr int W = Isa::kWidth;
-    const GranuleScale s = granule_scale(grid, amax, tensor_scale);
     if (s.scale != s.scale) {  // NaN
         for (int64_t k = 0; k < n; k += W) store_some<Isa, T>(to + k * size_of(T), F{} + s.scale, n - k);
         return;
@@ -83,14 +88,29 @@ void granule_to_grid(const Grid& grid, const char* from, char* to, int64_t n, ui
 
 template <class Isa, Float T>
 void rows_to_grid(const Grid& grid, const Rows& x, int64_t row0, int64_t row1, char* to, float tensor_scale) {
-    const int64_t group = grid.group == 0 ? x.width : grid.group;
+    constexpr int W = Isa::kWidth;
+    const int64_t group = grid.group == 0 || grid.group > x.width ? x.width : grid.group;
     for (int64_t r = row0; r < row1; ++r) {
         const char* row = static_cast<const char*>(x.data) + r * x.stride * size_of(T);
         char* out = to + r * x.width * size_of(T);
-        for (int64_t k = 0; k < x.width; k += group) {
-            const int64_t n = x.width - k < group ? x.width - k : group;
-            const char* from = row + k * size_of(T);
-            granule_to_grid<Isa, T>(grid, from, out + k * size_of(T), n, amax_bits<Isa, T>(from, n), tensor_scale);
+        for (int64_t k = 0; k < x.width; k += W * group) {
+            const int64_t values = x.width - k < W * group ? x.width - k : W * group;
+            uint32_t amax[W] = {};
+            GranuleScale scales[W];
+            const auto each = [&](auto body) {
+                for (int64_t i = 0, at = 0; at < values; ++i, at += group) {
+                    body(i, (k + at) * size_of(T), values - at < group ? values - at : group);
+                }
+            };
+            each([&](int64_t i, int64_t at, int64_t n) { amax[i] = amax_bits<Isa, T>(row + at, n); });
+            if (grid.scale == Grid::Scale::e4m3) {
+                e4m3_scales<Isa>(grid, amax, tensor_scale, scales);
+            } else {
+                each([&](int64_t i, int64_t, int64_t) { scales[i] = granule_scale(grid, amax[i]); });
+            }
+            each([&](int64_t i, int64_t at, int64_t n) {
+                granule_to_grid<Isa, T>(grid, row + at, out + at, n, scales[i], tensor_scale);
+            });
         }
     }
 }
@@ -110,9 +130,9 @@ void fake_quantize_piece(const Grid& grid, const void* from, Float type, int64_t
     const char* x = static_cast<const char*>(from);
     char* to = static_cast<char*>(out);
     switch (type) {
-        case Float::f32: return granule_to_grid<Isa, Float::f32>(grid, x, to, n, amax, 1.0f);
-        case Float::bf16: return granule_to_grid<Isa, Float::bf16>(grid, x, to, n, amax, 1.0f);
-        case Float::f16: return granule_to_grid<Isa, Float::f16>(grid, x, to, n, amax, 1.0f);
+        case Float::f32: return granule_to_grid<Isa, Float::f32>(grid, x, to, n, granule_scale(grid, amax), 1.0f);
+        case Float::bf16: return granule_to_grid<Isa, Float::bf16>(grid, x, to, n, granule_scale(grid, amax), 1.0f);
+        case Float::f16: return granule_to_grid<Isa, Float::f16>(grid, x, to, n, granule_scale(grid, amax), 1.0f);
     }
 }
 

@@ -151,5 +151,5 @@ def main(chosen: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     parser = arguments(__doc__)
-    parser.add_argument("--threads", type=int, nargs="+", default=[2])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     sys.exit(main(parser.parse_args()))

@@ -98,7 +98,7 @@ def lowered_model() -> GraphModule:
     tokens = hand.input("tokens", 2, 4, dtype=torch.int64)
     site = Note(QKV, INT8, "default", ("fuse-siblings", "lower"), "int8_linear_dynamic", "model.py:41")
     kept = Note(("layers.0.o",), INT8, NO_KERNEL, source="model.py:44")
-    packed = hand.input("layers_0_attn_packed", 1, 3, 64, 4, dtype=torch.int8, note=site)
+    packed = hand.input("layers_0_attn_packed", 24 * 8, dtype=torch.int8, note=site)
     scale = hand.input("layers_0_attn_scale", 24, 1, note=site)
     codes = hand.input("layers_0_o_codes", 8, 8, dtype=torch.int8, note=kept)
     o_scale = hand.input("layers_0_o_scale", 8, 1, note=kept)

@@ -82,7 +82,7 @@ def _linear_dynamic(args: list[Any], got: Tensor) -> Exact:
     weight = fx.decode_weight.default(packed, scale, zero_point, None, n, k, spec, torch.float32).double()
     codes, x_scale = fx.int8_quantize_per_token.default(x)
     rounded = codes.double() * x_scale.double()
-    return _float_product(rounded, weight, bias, scale.shape[1], got)
+    return _float_product(rounded, weight, bias, max(1, scale.numel() // n), got)  # one float sum a granule
 
 
 def _conv_weight_only(args: list[Any], got: Tensor) -> Exact:

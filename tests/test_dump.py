@@ -160,7 +160,7 @@ def test_a_dump_folder_tells_the_story_in_order(tmp_path: Path) -> None:
     assert (folder / "02-annotate.diff").read_text() == ""
     diff = (folder / "03-lower.diff").read_text()
     assert diff.startswith("--- 02-annotate\n+++ 03-lower\n")
-    assert "+  @layers_0_attn_packed: i8[1, 3, 64, 4]" in diff
+    assert "+  @layers_0_attn_packed: i8[192]" in diff
     assert json.loads((folder / "report.json").read_text())["name"] == "graph_000"
     assert (folder / "sites.dot").read_text() == dot(lowered_model())
 

@@ -121,9 +121,13 @@ def test_fake_has_shapes_dtypes_and_strides_of_the_reference(name: str) -> None:
 
 
 def test_schemas_are_the_agreed_ones() -> None:
-    # The others have theirs in test_ops_coded.py and test_ops_convolution.py.
+    # The others have theirs in test_ops_coded.py, test_ops_convolution.py, test_ops_experts.py, test_ops_static.py and
+    # test_ops_weights.py.
     elsewhere = {"pack_panels", "unpack_panels", "pack_granules", "decode_weight", "linear_weight_only"}
     elsewhere |= {"linear_dynamic", "int8_conv_dynamic", "conv_weight_only", "embedding_dequantize", "fake_quantize"}
+    elsewhere |= {"fake_quantize_static", "fake_quantize_weight", "int8_linear_static", "int8_conv_static"}
+    elsewhere |= {"embedding_packed"}
+    elsewhere |= {"experts_linear", "experts_linear_backward", "experts_matmul", "experts_outer"}
     found = {str(getattr(OPS, name).default._schema) for name in reference.__all__ if name not in elsewhere}
     assert found == {
         "fxquant::quantize_dynamic(Tensor x, str spec) -> (Tensor codes, Tensor scale, Tensor tensor_scale)",
@@ -310,14 +314,14 @@ def test_linears_refuse_what_does_not_fit(name: str) -> None:
     case("met an activation of shape [5, 69], but last dimension 70 is needed", x=p.x[:, :69])
     case("met an activation without dimensions", x=torch.tensor(1.0))
     case(
-        "met packed of shape [2, 19, 64, 4], but [2, 20, 64, 4] for a weight [65, 74] is needed",
+        "met packed of shape [4550], but [4810] for a weight [65, 74] is needed",
         x=torch.zeros(5, 74),
         in_features=74,
     )
     case("met scale of shape [1, 65] and dtype torch.float32", scale=p.scale.t())
     case("and dtype torch.float16, but float32 of shape [N, 1] or [N]", scale=p.scale.half())
     case("met packed of dtype torch.uint8, but torch.int8", packed=p.packed.view(torch.uint8))
-    case("met packed of 2 dimensions, but 4 is needed", packed=p.weight_codes)
+    case("met packed of 2 dimensions, but 1 is needed", packed=p.weight_codes)
     case("met bias of shape [64] and dtype torch.float32, but a float bias of shape [65]", bias=p.bias[:64])
     case("bias of shape [65] and dtype torch.int32", bias=p.bias.int())
     case("in_features 16777217, but at most 16777216", in_features=MAX_IN_FEATURES + 1)

@@ -183,7 +183,7 @@ def test_packing_refuses_what_does_not_fit() -> None:
     refused("pack_panels", (w.codes.float(), w.text), ShapeMismatch, words)
     refused("pack_panels", (w.codes[0], w.text), ShapeMismatch, "met codes of 1 dimensions")
     refused("pack_panels", (w.codes, "int4/channel1/affine"), InvalidSpec, "per tensor, channel, group or block")
-    refused("unpack_panels", (w.packed, 64, 70, w.text), ShapeMismatch, "but uint8 [1, 9, 4, 64] for a weight [64, 70]")
+    refused("unpack_panels", (w.packed, 64, 70, w.text), ShapeMismatch, "but uint8 [2240] for a weight [64, 70]")
     refused("pack_granules", (w.scale.t(), w.text, 65, 70), ShapeMismatch, "but shape [65, 3] for spec")
 
 
@@ -195,10 +195,10 @@ def test_linears_refuse_what_does_not_fit(name: str) -> None:
     for at, value, words in (
         (0, w.x[:, :69], "met an activation of shape [5, 69], but last dimension 70 is needed"),
         (1, w.packed.to("meta"), "on device"),
-        (1, w.packed[:1], "met packed of shape [1, 9, 4, 64] and dtype torch.uint8, but uint8 [2, 9, 4, 64]"),
-        (2, w.scale, "met scale of shape [65, 3] and dtype torch.bfloat16, but torch.bfloat16 of shape [2, 3, 64]"),
-        (2, w.packed_scale.float(), "dtype torch.float32, but torch.bfloat16 of shape [2, 3, 64]"),
-        (3, None, "met no zero_point, but torch.uint8 of shape [2, 3, 64]"),
+        (1, w.packed[1:], "met packed of shape [2274] and dtype torch.uint8, but uint8 [2275]"),
+        (2, w.scale, "met scale of shape [65, 3] and dtype torch.bfloat16, but torch.bfloat16 of shape [195]"),
+        (2, w.packed_scale.float(), "dtype torch.float32, but torch.bfloat16 of shape [195]"),
+        (3, None, "met no zero_point, but torch.uint8 of shape [195]"),
         (bias, w.bias[:64], "met bias of shape [64] and dtype torch.float32, but a float bias of shape [65]"),
         (dtype, torch.float64, "met output dtype torch.float64, but float32, bfloat16 or float16"),
     ):

@@ -79,7 +79,7 @@ def test_a_site_knows_its_parameters_and_bytes_before_and_after() -> None:
     joined = sites["layers.0.attn.{q,k,v}_proj"]
     assert joined.parameter_names == tuple(f"{path}.weight" for path in QKV)
     assert joined.bytes_before == 3 * 8 * 8 * 4
-    assert joined.bytes_after == 3 * 64 * 4 + 24 * 4  # packed int8 [1, 3, 64, 4] and the scales
+    assert joined.bytes_after == 24 * 8 + 24 * 4  # packed int8 and the scales
     assert sites["layers.0.o"].bytes_before == 8 * 8 * 4
     assert sites["layers.0.o"].bytes_after == 8 * 8 + 8 * 4
     down = sites["layers.0.down"]
@@ -92,7 +92,7 @@ def test_totals_count_a_tied_weight_once() -> None:
     report = _report()
     table, down = 10 * 8 * 4, (8 * 8 + 8) * 4
     assert report.bytes_before == table + 4 * 8 * 8 * 4 + down
-    assert report.bytes_after == table + (768 + 96) + (64 + 32) + down
+    assert report.bytes_after == table + (192 + 96) + (64 + 32) + down
     assert report.counts == {"lowered": 3, "reference": 1, "skipped": 2, "declined": 1}
     assert report.counts_of("linear") == {"lowered": 3, "reference": 1, "skipped": 1, "declined": 1}
     assert report.counts_of("conv") == {}
@@ -121,7 +121,7 @@ def _twice(*, lowered: bool) -> tuple[Hand, CapturedGraph]:
     if lowered:
         note = Note(("shared",), INT8, kernel="int8_linear_dynamic")
         packed, scale = (
-            hand.input("w_packed", 1, 3, 64, 4, dtype=torch.int8, note=note),
+            hand.input("w_packed", 8 * 8, dtype=torch.int8, note=note),
             hand.input("w_scale", 8, 1, note=note),
         )
         for _ in range(2):
@@ -138,7 +138,7 @@ def test_a_module_called_twice_is_two_sites_and_one_weight() -> None:
     report = GraphReport.of("g", _twice(lowered=False)[1], _twice(lowered=True)[1].gm, {})
     assert [(site.members, site.bytes_before) for site in report.sites] == [(1, 256), (1, 256)]
     assert report.bytes_before == 256
-    assert report.bytes_after == 768 + 32
+    assert report.bytes_after == 64 + 32
 
 
 def test_products_of_one_module_belong_to_their_own_sites() -> None:

@@ -36,6 +36,7 @@ _SOURCES = {
     "coded.cpp": ("-O2",),
     "conv.cpp": ("-O2",),
     "embedding.cpp": ("-O3",),
+    "embedding_packed.cpp": ("-O3",),
     "fake_quantize.cpp": ("-O2",),
     "pack.cpp": ("-O3",),
     "spec.cpp": ("-O2",),

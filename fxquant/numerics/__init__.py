@@ -5,11 +5,14 @@ from __future__ import annotations
 from fxquant.numerics.bits import pack_bits, pack_codes_rows, packed_bytes, unpack_bits, unpack_codes_rows
 from fxquant.numerics.codes import Codes, decode
 from fxquant.numerics.encoding import encode
+from fxquant.numerics.gather import gather_granules, gather_int8, gather_panels
+from fxquant.numerics.given import given_scales, inside_of, rounded_by
 from fxquant.numerics.granules import absolute_range, spread, value_range
-from fxquant.numerics.packing import BLOCK, QUAD, pack_int8, packed_shape, unpack_int8
+from fxquant.numerics.packing import QUAD, pack_int8, packed_shape, unpack_int8
 from fxquant.numerics.panels import (
     PANEL,
     fits_panels,
+    full_features,
     granule_shape,
     pack_granules,
     pack_panels,
@@ -30,7 +33,6 @@ from fxquant.numerics.scales import (
 from fxquant.numerics.small_floats import code_values, small_float_bits
 
 __all__ = [
-    "BLOCK",
     "MAX_IN_FEATURES",
     "PANEL",
     "QUAD",
@@ -42,7 +44,13 @@ __all__ = [
     "decode",
     "encode",
     "fits_panels",
+    "full_features",
+    "gather_granules",
+    "gather_int8",
+    "gather_panels",
+    "given_scales",
     "granule_shape",
+    "inside_of",
     "int8_matmul",
     "matmul_float32",
     "pack_bits",
@@ -53,6 +61,7 @@ __all__ = [
     "packed_bytes",
     "packed_shape",
     "panel_shape",
+    "rounded_by",
     "rows_spec",
     "scale_and_factor",
     "shift_scales",

@@ -1,37 +1,58 @@
-"""The int8 kernels' weight layout, in plain torch: a permutation of the codes, and one row of column sums per block.
+"""The int8 kernels' weight layout, in plain torch: one flat tensor of panels, 64 output features each.
 
-packed[b, k4, c, j] = codes[64 * b + c, 4 * k4 + j], zero where that is outside of codes [N, K]. The last row of each
-block holds, as 64 int32, the sum over k of each column's codes: the compensation for activations that a kernel stores
-as u8 = code + 128.
+A full panel is a permutation of its codes, [ceil(K / 4), 64, 4]: place [k4, c, j] holds code 4 * k4 + j of feature c, 0
+where that is beyond K. The sums over k of the features' codes stand behind it as 64 int32, if that costs no more than
+2 % of codes and scales: the compensation for activations that a kernel stores as u8 = code + 128. Else the kernel
+sums up.
+
+Features that no full panel holds (`numerics.panels.full_features`) follow as rows of K codes.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-BLOCK = 64  # output features a block: four AVX512 registers of 16 int32 sums
+from fxquant.numerics.panels import PANEL, PARTS, full_features
+
 QUAD = 4  # neighbours along K that one dot-product instruction sums up
+_SUM_BYTES = 4
 
 
 def packed_shape(out_features: int, in_features: int) -> list[int]:
     """Shape of the packed form of codes [out_features, in_features]; works on symbolic sizes."""
-    return [(out_features + BLOCK - 1) // BLOCK, (in_features + QUAD - 1) // QUAD + 1, BLOCK, QUAD]
+    full = full_features(out_features, in_features, QUAD)
+    return [full * _full_row_bytes(in_features) + (out_features - full) * in_features]
 
 
 def pack_int8(codes: Tensor) -> Tensor:
-    """int8 codes [N, K] -> int8 packed [ceil(N / 64), ceil(K / 4) + 1, 64, 4]."""
+    """int8 codes [N, K] -> int8 packed, flat; full panels first."""
     out_features, in_features = codes.shape
-    blocks, rows, _, _ = packed_shape(out_features, in_features)
-    padded = codes.new_zeros(blocks * BLOCK, (rows - 1) * QUAD)
-    padded[:out_features, :in_features] = codes
-    body = padded.view(blocks, BLOCK, rows - 1, QUAD).permute(0, 2, 1, 3)
-    sums = padded.sum(1, dtype=torch.int32).view(torch.int8).view(blocks, 1, BLOCK, QUAD)
-    return torch.cat([body, sums], dim=1).contiguous()
+    full = full_features(out_features, in_features, QUAD)
+    padding, panels = -in_features % QUAD, full // PANEL
+    quads = pad(codes[:full], (0, padding)).view(panels, PANEL, (in_features + padding) // QUAD, QUAD)
+    body = quads.transpose(1, 2).reshape(panels, PANEL * (in_features + padding))
+    if _stores_sums(in_features):
+        sums = codes[:full].sum(1, dtype=torch.int32).view(torch.int8).view(panels, PANEL * _SUM_BYTES)
+        body = torch.cat([body, sums], 1)
+    return torch.cat([body.flatten(), codes[full:].flatten()])
 
 
 def unpack_int8(packed: Tensor, out_features: int, in_features: int) -> Tensor:
     """The inverse of `pack_int8`: int8 codes [out_features, in_features], in memory of their own."""
-    blocks, rows, _, _ = packed.shape
-    body = packed[:, :-1].permute(0, 2, 1, 3).reshape(blocks * BLOCK, (rows - 1) * QUAD)
-    return body[:out_features, :in_features].clone(memory_format=torch.contiguous_format)
+    full = full_features(out_features, in_features, QUAD)
+    padded, panels = in_features + -in_features % QUAD, full // PANEL
+    body, rows = packed.split([full * _full_row_bytes(in_features), (out_features - full) * in_features])
+    quads = body.view(panels, PANEL * _full_row_bytes(in_features))[:, : PANEL * padded]
+    codes = quads.reshape(panels, padded // QUAD, PANEL, QUAD).transpose(1, 2).reshape(full, padded)
+    return torch.cat([codes[:, :in_features], rows.view(out_features - full, in_features)])
+
+
+def _full_row_bytes(in_features: int) -> int:
+    """What one feature takes in a full panel."""
+    return in_features + -in_features % QUAD + (_SUM_BYTES if _stores_sums(in_features) else 0)
+
+
+def _stores_sums(in_features: int) -> bool:
+    return PARTS * (-in_features % QUAD + _SUM_BYTES) <= in_features + _SUM_BYTES  # a float32 scale beside the codes

@@ -1,13 +1,15 @@
 """The kernels' layout of a weight in any format, in plain torch: codes in panels of bit planes, granules by panel.
 
-A panel holds 64 output features, and of these, block by block, 8 neighbours along K. A block's 512 codes are 8 vectors
-of 64 bytes: byte 4 * c + i of vector 4 * q + j belongs to feature 16 * j + c and k = 4 * q + i. Their bits are kept in
-planes whose widths are the powers of two in the format's bits, widest first (6 = 4 + 2); the first plane holds the low
-bits. A plane of width w has w rows of 64 bytes: row r holds the vectors r, r + w, r + 2w, ... of which the one with
-index s is shifted left by w * s. So each format takes the bits it says, and a shift and a mask restore a vector.
+A full panel holds 64 output features, and of these, block by block, 8 neighbours along K. A block's 512 codes are 8
+vectors of 64 bytes: byte 4 * c + i of vector 4 * q + j belongs to feature 16 * j + c and k = 4 * q + i. Their bits are
+kept in planes whose widths are the powers of two in the format's bits, widest first (6 = 4 + 2); the first plane holds
+the low bits. A plane of width w has w rows of 64 bytes: row r holds the vectors r, r + w, r + 2w, ... of which the one
+with index s is shifted left by w * s. So each format takes the bits it says, and a shift and a mask restore a vector.
 
-What is packed is a code's pattern: code + 2^(bits - 1) of a symmetric integer, the code's own bits else. Places outside
-of the weight hold the pattern of code 0, or their granule is 0.
+A panel is full if it has 64 features and filling up K to whole blocks costs no more than 2 %. The features of all
+others follow the full panels as rows of `numerics.bits`, which a kernel spreads as it reads them. What is packed is one
+flat tensor of codes' patterns: code + 2^(bits - 1) of a symmetric integer, the code's own bits else. Places of a full
+panel beyond K hold the pattern of code 0.
 """
 
 from __future__ import annotations
@@ -18,84 +20,119 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from fxquant.numerics.bits import pack_bits, packed_bytes, unpack_bits
 from fxquant.spec import CHANNEL, TensorSpec, group
 
 PANEL = 64  # output features
+PARTS = 50  # what a panel may hold besides its codes and scales is one of so many: 2 %
 BLOCK_K = 8
 BYTE = 8
 
 
+def full_features(out_features: int, in_features: int, unit: int) -> int:
+    """How many features of a weight stand in full panels, which hold whole units along K; works on symbolic sizes."""
+    padding = -in_features % unit
+    return 0 if PARTS * padding > in_features else out_features // PANEL * PANEL
+
+
 def panel_shape(out_features: int, in_features: int, spec: TensorSpec) -> list[int]:
     """Shape of the packed codes [out_features, in_features] of a spec; works on symbolic sizes."""
-    blocks = (in_features + BLOCK_K - 1) // BLOCK_K
-    return [_panels(out_features), blocks, spec.format.bits, PANEL]
+    full, bits = full_features(out_features, in_features, BLOCK_K), spec.format.bits
+    return [full * _blocks(in_features) * bits + (out_features - full) * packed_bytes(in_features, bits)]
 
 
 def pack_panels(codes: Tensor, spec: TensorSpec) -> Tensor:
-    """Codes [N, K] of the spec -> uint8 [ceil(N / 64), ceil(K / 8), bits, 64]."""
+    """Codes [N, K] of the spec -> uint8, flat; full panels first."""
     out_features, in_features = codes.shape
-    panels, blocks, bits, _ = panel_shape(out_features, in_features, spec)
-    flip = _flip(spec)
+    full, bits, flip = full_features(out_features, in_features, BLOCK_K), spec.format.bits, _flip(spec)
     patterns = (codes.contiguous().view(torch.uint8) & (2**bits - 1)) ^ flip
-    patterns = pad(patterns, (0, blocks * BLOCK_K - in_features, 0, panels * PANEL - out_features), value=flip)
+    filled = pad(patterns[:full], (0, -in_features % BLOCK_K), value=flip)
+    return torch.cat([_planes(filled, bits).flatten(), pack_bits(patterns[full:], bits).flatten()])
+
+
+def unpack_panels(packed: Tensor, out_features: int, in_features: int, spec: TensorSpec) -> Tensor:
+    """The inverse of `pack_panels`: codes [out_features, in_features] in the spec's code dtype, contiguous."""
+    full, bits = full_features(out_features, in_features, BLOCK_K), spec.format.bits
+    row_bytes, rest, blocks = packed_bytes(in_features, bits), out_features - full, _blocks(in_features)
+    planes, rows = packed.split([full * blocks * bits, rest * row_bytes])
+    filled = _patterns(planes.view(full // PANEL, blocks, bits, PANEL), bits)
+    patterns = torch.cat([filled[:, :in_features], unpack_bits(rows.view(rest, row_bytes), bits, in_features)])
+    return pattern_codes(patterns, spec)
+
+
+def pattern_codes(patterns: Tensor, spec: TensorSpec) -> Tensor:
+    """Codes in the spec's code dtype of the uint8 patterns that stand for them."""
+    flip = _flip(spec)
+    return (patterns.to(torch.int16) - flip).to(torch.int8) if flip else patterns.view(spec.code_dtype)
+
+
+def _planes(patterns: Tensor, bits: int) -> Tensor:
+    """Patterns of full panels [panels * 64, blocks * 8] -> [panels, blocks, bits, 64]."""
+    panels, blocks = patterns.shape[0] // PANEL, patterns.shape[1] // BLOCK_K
     vectors = patterns.view(panels, 4, 16, blocks, 2, 4).permute(0, 3, 4, 1, 2, 5).reshape(panels, blocks, BYTE, PANEL)
     planes, below = [], 0
-    for width in _widths(bits):
+    for width in plane_widths(bits):
         slots = ((vectors >> below) & (2**width - 1)).view(panels, blocks, BYTE // width, width, PANEL)
         plane = slots[:, :, 0]
         for slot in range(1, BYTE // width):
             plane = plane | (slots[:, :, slot] << (width * slot))
         planes.append(plane)
         below += width
-    return torch.cat(planes, 2).contiguous()
+    return torch.cat(planes, 2)
 
 
-def unpack_panels(packed: Tensor, out_features: int, in_features: int, spec: TensorSpec) -> Tensor:
-    """The inverse of `pack_panels`: codes [out_features, in_features] in the spec's code dtype, contiguous."""
-    panels, blocks, bits, _ = panel_shape(out_features, in_features, spec)
-    vectors = packed.new_zeros([panels, blocks, BYTE, PANEL])
+def _patterns(planes: Tensor, bits: int) -> Tensor:
+    """The inverse of `_planes`."""
+    panels, blocks = planes.shape[:2]
+    vectors = planes.new_zeros([panels, blocks, BYTE, PANEL])
     row = 0
-    for width in _widths(bits):
-        plane = packed[:, :, row : row + width]
+    for width in plane_widths(bits):
+        plane = planes[:, :, row : row + width]
         slots = torch.cat([plane >> (width * slot) for slot in range(BYTE // width)], 2)
         vectors |= (slots & (2**width - 1)) << row  # as many bits lie below a plane as it has rows above it
         row += width
     patterns = vectors.view(panels, blocks, 2, 4, 16, 4).permute(0, 3, 4, 1, 2, 5)
-    patterns = patterns.reshape(panels * PANEL, blocks * BLOCK_K)[:out_features, :in_features]
-    patterns = patterns.clone(memory_format=torch.contiguous_format)  # contiguous() keeps the strides of single rows
-    flip = _flip(spec)
-    if not flip:
-        return patterns.view(spec.code_dtype)
-    return (patterns.to(torch.int16) - flip).to(torch.int8)
+    return patterns.reshape(panels * PANEL, blocks * BLOCK_K)
 
 
-def granule_shape(out_features: int, in_features: int, spec: TensorSpec) -> list[int]:
-    """Shape of the packed scales, zero points or shifts of a weight [out_features, in_features]; symbolic sizes too."""
-    granules = 1
-    if spec.granularity.kind in ("group", "block"):
-        size = spec.granularity.size
-        granules = (in_features + size - 1) // size
-    return [_panels(out_features), granules, PANEL]
+def granule_shape(out_features: int, in_features: int, spec: TensorSpec, joined: bool = False) -> list[int]:
+    """Shape of the packed scales, zero points or shifts of a weight [out_features, in_features]; symbolic sizes too.
+
+    joined: of tensors that were joined along axis 0, so that one number for each tensor became one a row.
+    """
+    if spec.granularity.kind == "tensor" and not joined:
+        return [1]
+    rows = spec.granularity.rows if spec.granularity.kind == "block" else 1
+    return [(out_features + rows - 1) // rows * granules_along(in_features, spec)]
 
 
 def pack_granules(t: Tensor, spec: TensorSpec, out_features: int, in_features: int) -> Tensor:
-    """Scales (zero points, shifts) in the shape of the spec's granularity -> [ceil(N / 64), granules along K, 64].
+    """Scales (zero points, shifts) in the shape of the spec's granularity -> flat, in their own dtype.
 
-    t: [1, 1] and [N, 1] too where one stands for a whole row. Keeps the dtype. Padded features are 0.
+    t: [1, 1] and [N, 1] too where one stands for a whole row. Numbers of whole tensors and of blocks stay as they are;
+    others stand panel by panel, [granules along K, features of the panel] in each.
     """
-    panels, granules, _ = granule_shape(out_features, in_features, spec)
+    if spec.granularity.kind == "block" or (spec.granularity.kind == "tensor" and t.shape[0] == 1):
+        return t.clone(memory_format=torch.contiguous_format).flatten()
     raw = t.contiguous().view(torch.uint8) if t.dtype.itemsize == 1 else t
-    if spec.granularity.kind == "block":
-        raw = raw.repeat_interleave(spec.granularity.rows, 0)[:out_features]
-    rows = pad(raw.expand(out_features, granules), (0, 0, 0, panels * PANEL - out_features))
-    by_panel = rows.view(panels, PANEL, granules).transpose(1, 2)
-    return by_panel.clone(memory_format=torch.contiguous_format).view(t.dtype)
+    granules, full = granules_along(in_features, spec), out_features // PANEL * PANEL
+    rows = raw.expand(out_features, granules)
+    panels = rows[:full].reshape(full // PANEL, PANEL, granules).transpose(1, 2)
+    return torch.cat([panels.flatten(), rows[full:].t().flatten()]).view(t.dtype)
 
 
-def unpack_granules(packed: Tensor, out_features: int) -> Tensor:
+def unpack_granules(packed: Tensor, spec: TensorSpec, out_features: int, in_features: int) -> Tensor:
     """What each row has, [out_features, granules along K]; of a block its number is repeated for each of its rows."""
     raw = packed.view(torch.uint8) if packed.dtype.itemsize == 1 else packed
-    rows = raw.transpose(1, 2).reshape(-1, raw.shape[1])[:out_features]
+    granules, full = granules_along(in_features, spec), out_features // PANEL * PANEL
+    if spec.granularity.kind == "block":
+        rows = raw.view(-1, granules).repeat_interleave(spec.granularity.rows, 0)[:out_features]
+    elif spec.granularity.kind == "tensor" and packed.shape[0] == 1:
+        rows = raw.expand(out_features, 1)
+    else:
+        panels, rest = raw.split([full * granules, (out_features - full) * granules])
+        by_feature = panels.view(full // PANEL, granules, PANEL).transpose(1, 2).reshape(full, granules)
+        rows = torch.cat([by_feature, rest.view(granules, out_features - full).t()])
     return rows.contiguous().view(packed.dtype)
 
 
@@ -110,13 +147,21 @@ def fits_panels(spec: TensorSpec) -> bool:
     return spec.granularity.kind in ("tensor", "token", "group", "block") or spec.granularity == CHANNEL
 
 
-def _panels(out_features: int) -> int:
-    return (out_features + PANEL - 1) // PANEL
+def _blocks(in_features: int) -> int:
+    return (in_features + BLOCK_K - 1) // BLOCK_K
+
+
+def granules_along(in_features: int, spec: TensorSpec) -> int:
+    """How many numbers a row has."""
+    if spec.granularity.kind not in ("group", "block"):
+        return 1
+    return (in_features + spec.granularity.size - 1) // spec.granularity.size
 
 
 def _flip(spec: TensorSpec) -> int:
     return 2 ** (spec.format.bits - 1) if spec.format.kind == "int" and not spec.has_zero_point else 0
 
 
-def _widths(bits: int) -> list[int]:
+def plane_widths(bits: int) -> list[int]:
+    """The bits of a code that each plane holds: the powers of two in `bits`, widest first."""
     return [width for width in (8, 4, 2, 1) if bits & width]

@@ -88,7 +88,7 @@ def check_codes(op: str, name: str, codes: Tensor, ndim: int | None = None) -> N
 
 def check_packed(op: str, packed: Tensor, out_features: int, in_features: int) -> None:
     """packed has the int8 layout of codes [out_features, in_features]."""
-    check_codes(op, "packed", packed, 4)
+    check_codes(op, "packed", packed, 1)
     wanted = packed_shape(out_features, in_features)
     if list(packed.shape) != wanted:
         raise ShapeMismatch(

@@ -98,9 +98,9 @@ def linear_dynamic(
     rows = numerics.rows_spec(parsed)
     codes = numerics.unpack_panels(packed, out_features, in_features, parsed).to(torch.int16)
     if zero_point is not None and parsed.has_zero_point:
-        zeros = numerics.unpack_granules(zero_point, out_features).to(torch.int16)
+        zeros = numerics.unpack_granules(zero_point, parsed, out_features, in_features).to(torch.int16)
         codes = codes - numerics.spread(zeros, codes.shape, rows.granularity)
-    scales = numerics.unpack_granules(scale, out_features).float()
+    scales = numerics.unpack_granules(scale, parsed, out_features, in_features).float()
     y = torch.zeros(x_codes.shape[0], out_features, device=x.device)
     for part, granule in _pieces(in_features, rows.granularity.size):
         total = _exact_product(x_codes[:, part], codes[:, part])

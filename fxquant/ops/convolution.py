@@ -19,12 +19,13 @@ from fxquant.numerics import int8_matmul, unpack_int8
 from fxquant.ops.convolution_checks import (
     DYNAMIC,
     WEIGHT_ONLY,
-    check_dynamic,
+    check_int8,
     check_weight_only,
     empty_like,
     output_shape,
 )
 from fxquant.ops.library import declare
+from fxquant.ops.linear import dequantized
 from fxquant.ops.quantize import quantize_dynamic
 
 
@@ -45,15 +46,29 @@ def int8_conv_dynamic(
     [O, 1] or [O]; bias [O] or None. Returns [B, O, *out]: float(sum) * (x_scale * scale) + bias. `isa` picks a kernel's
     instruction set, for tests.
     """
-    shape = check_dynamic(x, packed, scale, bias, kernel_size, stride, padding, dilation)
+    shape = check_int8(DYNAMIC, x, packed, scale, bias, kernel_size, stride, padding, dilation)
     codes, x_scale, _ = quantize_dynamic(x, "int8/sample")
-    weight = unpack_int8(packed, shape[1], x.shape[1] * math.prod(kernel_size)).view(shape[1], x.shape[1], -1)
-    total = torch.zeros(math.prod(shape) // max(shape[1], 1), shape[1], dtype=torch.int64, device=x.device)
-    for index, window in enumerate(_windows(codes, shape[2:], kernel_size, stride, padding, dilation)):
-        total += int8_matmul(window.movedim(1, -1).reshape(-1, x.shape[1]), weight[:, :, index])
-    sums = total.view(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
+    sums = product_of_codes(codes, packed, shape, kernel_size, stride, padding, dilation)
     y = sums.float() * (x_scale * scale.reshape(-1, *[1] * len(kernel_size)))
-    return _finish(x, y, bias)
+    return finish(x, y, bias)
+
+
+def product_of_codes(
+    codes: Tensor,
+    packed: Tensor,
+    shape: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """The convolution of int8 codes [B, I, *space] with packed ones, exact: int64, in the shape of the output."""
+    channels = codes.shape[1]
+    weight = unpack_int8(packed, shape[1], channels * math.prod(kernel_size)).view(shape[1], channels, -1)
+    total = torch.zeros(math.prod(shape) // max(shape[1], 1), shape[1], dtype=torch.int64, device=codes.device)
+    for index, window in enumerate(_windows(codes, shape[2:], kernel_size, stride, padding, dilation)):
+        total += int8_matmul(window.movedim(1, -1).reshape(-1, channels), weight[:, :, index])
+    return total.view(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
 
 
 def _int8_conv_dynamic_fake(
@@ -67,7 +82,7 @@ def _int8_conv_dynamic_fake(
     dilation: Sequence[int],
     isa: int = 0,
 ) -> Tensor:
-    return empty_like(x, check_dynamic(x, packed, scale, bias, kernel_size, stride, padding, dilation))
+    return empty_like(x, check_int8(DYNAMIC, x, packed, scale, bias, kernel_size, stride, padding, dilation))
 
 
 def conv_weight_only(
@@ -95,7 +110,7 @@ def conv_weight_only(
     in_features = x.shape[1] * math.prod(kernel_size)
     weight = _decoded(packed, scale, zero_point, tensor_scale, out_channels, in_features, spec)
     weight = weight.view(out_channels, x.shape[1], *kernel_size)
-    return _finish(x, _convolve(x.float(), weight, stride, padding, dilation), bias)
+    return finish(x, _convolve(x.float(), weight, stride, padding, dilation), bias)
 
 
 def _conv_weight_only_fake(
@@ -162,16 +177,21 @@ def _decoded(
     )
 
 
-def _finish(x: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
+def finish(x: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
+    """y [B, O, *out] plus bias, rounded to x's dtype, in the memory format of a convolution of x."""
     if bias is not None:
         y = y + bias.float().view(-1, *[1] * (y.dim() - 2))
     made = empty_like(x, list(y.shape))
     return made.copy_(y)
 
 
-def _conv_gradients(
+def conv_gradients(
     ctx: Any, grad: Tensor, weight: Callable[[], Tensor], bias_position: int, count: int
 ) -> tuple[Tensor | None, ...]:
+    """Gradients to the `count` arguments of a convolution: to x, the first, and to the bias at its position.
+
+    ctx.geometry: x's shape, stride, padding, dilation; weight() float32 [O, I, *kernel].
+    """
     grads: list[Tensor | None] = [None] * count
     x_shape, stride, padding, dilation = ctx.geometry
     zeros = [0] * len(stride)
@@ -199,14 +219,14 @@ def _backward_dynamic(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.needs_input_grad[2]:
         raise GradientsNeedTraining(f"{DYNAMIC}, weight scale")
 
-    def weight() -> Tensor:
-        packed, scale = ctx.saved_tensors
-        channels = ctx.geometry[0][1]
-        in_features = channels * math.prod(ctx.kernel_size)
-        codes = torch.ops.fxquant.int8_unpack.default(packed, scale.shape[0], in_features)
-        return (codes.float() * scale.reshape(-1, 1)).view(-1, channels, *ctx.kernel_size)
+    packed, scale = ctx.saved_tensors
+    return conv_gradients(ctx, grad, lambda: int8_weight(ctx, packed, scale), 3, 9)
 
-    return _conv_gradients(ctx, grad, weight, 3, 9)
+
+def int8_weight(ctx: Any, packed: Tensor, scale: Tensor) -> Tensor:
+    """The weight float32 [O, I, *kernel] of an int8 convolution. ctx: geometry and kernel_size."""
+    channels = ctx.geometry[0][1]
+    return dequantized(packed, scale, channels * math.prod(ctx.kernel_size)).view(-1, channels, *ctx.kernel_size)
 
 
 def _save_weight_only(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -227,7 +247,7 @@ def _backward_weight_only(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         decoded = _decoded(packed, scale, zero_point, tensor_scale, out_channels, in_features, spec)
         return decoded.view(-1, channels, *ctx.kernel_size)
 
-    return _conv_gradients(ctx, grad, weight, 5, 13)
+    return conv_gradients(ctx, grad, weight, 5, 13)
 
 
 declare(

@@ -63,7 +63,8 @@ def output_shape(
     return shape
 
 
-def check_dynamic(
+def check_int8(
+    op: str,
     x: Tensor,
     packed: Tensor,
     scale: Tensor,
@@ -73,13 +74,13 @@ def check_dynamic(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> list[int]:
-    """The arguments of int8_conv_dynamic fit together. Returns the output's shape."""
-    check_activation(DYNAMIC, x)
+    """The arguments of a convolution with int8 weights fit together. Returns the output's shape."""
+    check_activation(op, x)
     out_channels = scale.shape[0] if scale.dim() else 1
-    shape = output_shape(DYNAMIC, x, out_channels, kernel_size, stride, padding, dilation)
+    shape = output_shape(op, x, out_channels, kernel_size, stride, padding, dilation)
     in_features = x.shape[1] * math.prod(kernel_size)
     # The patches that the product multiplies: rows of that many features.
-    check_linear(DYNAMIC, x.new_empty(0, in_features), packed, scale, bias, in_features)
+    check_linear(op, x.new_empty(0, in_features), packed, scale, bias, in_features)
     return shape
 
 

@@ -28,7 +28,7 @@ from fxquant.ops.quantize import int8_quantize_per_token
 
 
 def int8_pack(codes: Tensor) -> Tensor:
-    """Codes int8 [N, K] -> packed int8 [ceil(N/64), ceil(K/4) + 1, 64, 4], the layout of numerics.packing."""
+    """Codes int8 [N, K] -> packed int8, flat, in the layout of numerics.packing."""
     check_codes("fxquant.int8_pack", "codes", codes, 2)
     return pack_int8(codes)
 
@@ -172,16 +172,25 @@ def _linear_backward(op: str) -> Any:
         if ctx.needs_input_grad[2]:
             raise GradientsNeedTraining(f"fxquant.{op}, weight scale")
         packed, scale = ctx.saved_tensors
-        rows = grad.float()
         grad_x = grad_bias = None
         if ctx.needs_input_grad[0]:
-            codes = torch.ops.fxquant.int8_unpack.default(packed, scale.shape[0], ctx.in_features)
-            grad_x = (rows @ (codes.float() * scale.reshape(-1, 1))).to(ctx.dtype)
+            grad_x = (grad.float() @ dequantized(packed, scale, ctx.in_features)).to(ctx.dtype)
         if ctx.needs_input_grad[3]:
-            grad_bias = rows.reshape(-1, rows.shape[-1]).sum(0).to(ctx.bias_dtype)
+            grad_bias = bias_gradient(grad, ctx.bias_dtype)
         return grad_x, None, None, grad_bias, None, None
 
     return backward
+
+
+def dequantized(packed: Tensor, scale: Tensor, in_features: int) -> Tensor:
+    """The weight float32 [N, in_features] that packed int8 codes stand for."""
+    codes = torch.ops.fxquant.int8_unpack.default(packed, scale.shape[0], in_features)
+    return codes.float() * scale.reshape(-1, 1)
+
+
+def bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sum over all rows of grad [..., N]."""
+    return grad.float().reshape(-1, grad.shape[-1]).sum(0).to(dtype)
 
 
 def _refuse_int8_linear(ctx: Any, grad: Tensor) -> tuple[None, ...]:

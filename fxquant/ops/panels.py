@@ -15,7 +15,7 @@ from fxquant.spec import TensorSpec
 
 
 def pack_panels(codes: Tensor, spec: str) -> Tensor:
-    """Codes [N, K] of the spec -> uint8 [ceil(N/64), ceil(K/8), bits, 64], the layout of numerics.panels."""
+    """Codes [N, K] of the spec -> uint8, flat, in the layout of numerics.panels."""
     return numerics.pack_panels(codes, _codes_spec(codes, spec))
 
 
@@ -38,13 +38,13 @@ def _unpack_panels_fake(packed: Tensor, out_features: int, in_features: int, spe
 
 
 def pack_granules(t: Tensor, spec: str, out_features: int, in_features: int) -> Tensor:
-    """Scales (zero points, shifts) of a weight [N, K] -> [ceil(N/64), granules along K, 64] in their own dtype."""
+    """Scales (zero points, shifts) of a weight [N, K] -> flat, in their own dtype and the order of numerics.panels."""
     return numerics.pack_granules(t, _granules_spec(t, spec, out_features, in_features), out_features, in_features)
 
 
 def _pack_granules_fake(t: Tensor, spec: str, out_features: int, in_features: int) -> Tensor:
     parsed = _granules_spec(t, spec, out_features, in_features)
-    return t.new_empty(numerics.granule_shape(out_features, in_features, parsed))
+    return t.new_empty(numerics.granule_shape(out_features, in_features, parsed, joined=t.shape[0] != 1))
 
 
 def decode_weight(
@@ -69,9 +69,9 @@ def decode_weight(
     codes = numerics.unpack_panels(packed, out_features, in_features, parsed)
     zeros = None
     if parsed.has_zero_point and zero_point is not None:
-        zeros = numerics.unpack_granules(zero_point, out_features)
-    rows = numerics.rows_spec(parsed)
-    return numerics.decode(codes, numerics.unpack_granules(scale, out_features), zeros, rows, dtype, tensor_scale)
+        zeros = numerics.unpack_granules(zero_point, parsed, out_features, in_features)
+    scales = numerics.unpack_granules(scale, parsed, out_features, in_features)
+    return numerics.decode(codes, scales, zeros, numerics.rows_spec(parsed), dtype, tensor_scale)
 
 
 def _decode_weight_fake(
@@ -121,11 +121,11 @@ def check_coded(
     if not 1 <= in_features <= numerics.MAX_IN_FEATURES:
         raise ShapeMismatch(op, f"in_features {in_features}", f"1 to {numerics.MAX_IN_FEATURES}")
     check_panels(op, packed, out_features, in_features, spec)
-    wanted = numerics.granule_shape(out_features, in_features, spec)
-    _check_granules(op, "scale", scale, spec.scale_dtype, wanted, spec)
+    shapes = [numerics.granule_shape(out_features, in_features, spec, joined) for joined in (False, True)]
+    _check_granules(op, "scale", scale, spec.scale_dtype, shapes, spec)
     if spec.has_zero_point:
         dtype = torch.uint8 if spec.scheme == "affine" else spec.scale_dtype
-        _check_granules(op, "zero_point", zero_point, dtype, wanted, spec)
+        _check_granules(op, "zero_point", zero_point, dtype, shapes, spec)
     if spec.has_tensor_scale:
         joined = [[1, 1], [out_features, 1]]
         fits = tensor_scale is not None and list(tensor_scale.shape) in joined and tensor_scale.dtype == torch.float32
@@ -141,12 +141,11 @@ def check_output(op: str, dtype: torch.dtype) -> None:
 
 
 def _check_granules(
-    op: str, what: str, t: Tensor | None, dtype: torch.dtype, shape: list[int], spec: TensorSpec
+    op: str, what: str, t: Tensor | None, dtype: torch.dtype, shapes: list[list[int]], spec: TensorSpec
 ) -> None:
-    if t is None or t.dtype != dtype or list(t.shape) != shape:
-        raise ShapeMismatch(
-            op, _described(what, t), f"{dtype} of shape {shape}, made by pack_granules, for spec {spec}"
-        )
+    if t is None or t.dtype != dtype or list(t.shape) not in shapes:
+        wanted = f"{dtype} of shape {shapes[0]}, made by pack_granules, for spec {spec}"
+        raise ShapeMismatch(op, _described(what, t), wanted)
 
 
 def _described(what: str, t: Tensor | None) -> str:

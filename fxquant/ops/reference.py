@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from fxquant.ops.coded_linear import linear_dynamic, linear_weight_only
 from fxquant.ops.convolution import conv_weight_only, int8_conv_dynamic
-from fxquant.ops.embedding import embedding_dequantize
-from fxquant.ops.fake_quantize import fake_quantize
+from fxquant.ops.embedding import embedding_dequantize, embedding_packed
+from fxquant.ops.experts import experts_linear, experts_linear_backward, experts_matmul, experts_outer
+from fxquant.ops.fake_quantize import fake_quantize, fake_quantize_weight
 from fxquant.ops.linear import int8_linear, int8_linear_dynamic, int8_linear_weight_only, int8_pack, int8_unpack
 from fxquant.ops.panels import decode_weight, pack_granules, pack_panels, unpack_panels
 from fxquant.ops.quantize import dequantize, int8_quantize_per_token, quantize_dynamic, quantize_weight
+from fxquant.ops.static import fake_quantize_static, int8_conv_static, int8_linear_static
 from fxquant.ops.storage import decode_rows, pack_rows, unpack_rows
 
 __all__ = [
@@ -17,10 +19,19 @@ __all__ = [
     "decode_weight",
     "dequantize",
     "embedding_dequantize",
+    "embedding_packed",
+    "experts_linear",
+    "experts_linear_backward",
+    "experts_matmul",
+    "experts_outer",
     "fake_quantize",
+    "fake_quantize_static",
+    "fake_quantize_weight",
     "int8_conv_dynamic",
+    "int8_conv_static",
     "int8_linear",
     "int8_linear_dynamic",
+    "int8_linear_static",
     "int8_linear_weight_only",
     "int8_pack",
     "int8_quantize_per_token",

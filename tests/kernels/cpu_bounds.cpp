@@ -30,7 +30,10 @@ void run(const Kernels& kernels, const Sizes& s, Float type, bool with_bias) {
     const int64_t m = s.rows, n = s.out_features, k = s.in_features;
     std::vector<char> x(m * k * bytes_of(type), 0);
     for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<char>(i * 37 % 60);  // small finite floats of any type
-    std::vector<int8_t> packed(panels(n) * panel_bytes(k), 1);
+    const PanelLayout layout = int8_layout(n, k);
+    const std::vector<int8_t> weights(n * k, 1);
+    std::vector<int8_t> packed(layout.bytes());
+    for (int64_t p = 0; p < panels(n); ++p) pack_quads(weights.data(), n, k, p, packed.data());
     std::vector<float> scale(n, 0.5f), bias(n, 1.0f), x_scale(m);
     std::vector<int8_t> codes(m * k);
     const Rows rows{x.data(), k, k, type};
@@ -41,31 +44,33 @@ void run(const Kernels& kernels, const Sizes& s, Float type, bool with_bias) {
     Buffer<char> staged(m * stride);
     Buffer<float> wide(m * wide_stride);
     kernels.stage(codes.data(), k, 0, m, staged.data, stride);
+    kernels.quantize_static(rows, 0, m, {0.5f, 2.0f}, staged.data, stride, x_scale.data());
     kernels.quantize_staged(rows, 0, m, staged.data, stride, x_scale.data());
     kernels.widen(rows, 0, m, wide.data, wide_stride);
     std::vector<char> out(m * n * bytes_of(type));
     for (int64_t row0 = 0; row0 < m; row0 += kRowBlock) {
         const int64_t row1 = row0 + kRowBlock < m ? row0 + kRowBlock : m;
         for (int64_t panel = 0; panel < panels(n); ++panel) {
-            const int8_t* next = panel + 1 < panels(n) ? packed.data() + (panel + 1) * panel_bytes(k) : nullptr;
-            kernels.int8_product({staged.data, stride, x_scale.data(), weight, out.data(), type}, {panel, next, row0, row1});
-            kernels.float_product({wide.data, wide_stride, weight, out.data(), type}, {panel, next, row0, row1});
+            const int8_t* next = layout.is_full(panel + 1) ? packed.data() + layout.offset(panel + 1) : nullptr;
+            const Task task{panel, next, row0, row1};
+            kernels.int8_product({staged.data, stride, x_scale.data(), weight, out.data(), type}, task);
+            kernels.float_product({wide.data, wide_stride, weight, out.data(), type}, task);
         }
     }
 }
 
-void run_coded(const Kernels& kernels, const Sizes& s, int64_t bits, Scheme scheme, Stored stored, int64_t granule) {
+// shared: how many features share their numbers, 0 if none do.
+void run_coded(const Kernels& kernels, const Sizes& s, int64_t bits, Scheme scheme, Stored stored, int64_t granule, int64_t shared) {
     const int64_t m = s.rows, n = s.out_features, k = s.in_features;
     const int64_t granules = (k + granule - 1) / granule, each = stored == Stored::f32 ? 4 : stored == Stored::bf16 ? 2 : 1;
-    std::vector<uint8_t> codes(n * k, 1), packed(panels(n) * plane_blocks(k) * bits * kPanel);
-    for (int64_t p = 0; p < panels(n); ++p) {
-        pack_planes(codes.data(), n, k, bits, 0, p, packed.data() + p * plane_blocks(k) * bits * kPanel);
-    }
+    std::vector<uint8_t> codes(n * k, 1), packed(plane_layout(n, k, bits).bytes());
+    for (int64_t p = 0; p < panels(n); ++p) pack_planes(codes.data(), n, k, bits, 0, p, packed.data());
+    const int64_t numbers = (shared == 0 ? n : (n + shared - 1) / shared) * granules;
     std::vector<uint16_t> values(256, 0x3f80);
-    std::vector<uint8_t> scale(panels(n) * granules * kPanel * each, 0x38), zero(panels(n) * granules * kPanel, 1);
+    std::vector<uint8_t> scale(numbers * each, 0x38), zero(numbers, 1);
     std::vector<float> bias(n, 1.0f), x(m * k, 0.5f), x_scale(m);
-    const CodedWeight weight{packed.data(), bits,   scheme,  stored == Stored::f32,     0, values.data(), {scale.data(), stored},
-                             {zero.data(), Stored::u8}, granules, granule, bias.data(), bias.data(), n, k};
+    const CodedWeight weight{packed.data(), bits,   scheme,  stored == Stored::f32,     0, values.data(), {scale.data(), stored, shared},
+                             {zero.data(), Stored::u8, shared}, granules, granule, bias.data(), bias.data(), n, k};
     const Rows rows{x.data(), k, k, Float::f32};
     const int64_t stride = staged_stride(k, kernels.code_bytes), wide_stride = staged_stride(k, 4) / 4;
     Buffer<char> staged(m * stride);
@@ -92,8 +97,9 @@ void run_coded(const Kernels& kernels, const Sizes& s, int64_t bits, Scheme sche
 void run_all_coded(const Kernels& kernels, const Sizes& shape) {
     for (int64_t bits = 2; bits <= 8; ++bits) {
         for (const int64_t granule : {int64_t{5}, int64_t{16}, shape.in_features}) {
-            run_coded(kernels, shape, bits, Scheme::symmetric, bits % 2 ? Stored::bf16 : Stored::e8m0, granule);
-            run_coded(kernels, shape, bits, Scheme::affine, bits % 2 ? Stored::f32 : Stored::e4m3, granule);
+            run_coded(kernels, shape, bits, Scheme::symmetric, bits % 2 ? Stored::bf16 : Stored::e8m0, granule, 0);
+            run_coded(kernels, shape, bits, Scheme::affine, bits % 2 ? Stored::f32 : Stored::e4m3, granule, 0);
+            run_coded(kernels, shape, bits, Scheme::affine, bits % 2 ? Stored::f32 : Stored::bf16, granule, bits * 9);
         }
     }
 }
@@ -108,6 +114,7 @@ void run_fake_quantize(const Kernels& kernels, int64_t m, int64_t k, Float type)
         }
     }
     const Grid grid{6.0f, 0x1p-123f, 2, 0, 1, true, Grid::Scale::float32, 0};
+    kernels.fake_quantize_static(grid, x.data(), type, m * k, {0.5f, 2.0f}, out.data());
     kernels.fake_quantize_piece(grid, x.data(), type, m * k, kernels.amax(x.data(), type, m * k), out.data());
     const std::vector<float> wide(k, 0.5f);
     std::vector<char> narrow(k * bytes_of(type));
@@ -148,11 +155,11 @@ void run_patches(const Kernels& kernels, int64_t channels, int64_t length, int64
     std::vector<char> row(length * kernels.code_bytes);
     kernels.patches.quantize_by(Rows{x.data(), length, length, type}, 0, 1, 0.5f, row.data(), 0);
 
-    const std::vector<uint8_t> packed(panels(n) * plane_blocks(k) * 4 * kPanel, 1);
-    const std::vector<float> scale(panels(n) * kPanel, 0.5f), bias(n, 1.0f);
+    const std::vector<uint8_t> packed(plane_layout(n, k, 4).bytes(), 1);
+    const std::vector<float> scale(n, 0.5f), bias(n, 1.0f);
     const std::vector<uint16_t> code_values(256, 0x3f80);
-    const CodedWeight weight{packed.data(), 4, Scheme::symmetric, true, 8, code_values.data(), {scale.data(), Stored::f32},
-                             {nullptr, Stored::u8}, 1, k, nullptr, bias.data(), n, k};
+    const CodedWeight weight{packed.data(), 4, Scheme::symmetric, true, 8, code_values.data(), {scale.data(), Stored::f32, 0},
+                             {nullptr, Stored::u8, 0}, 1, k, nullptr, bias.data(), n, k};
     patches.data = floats.data();
     std::vector<char> out(rows * n * bytes_of(type)), turned(rows * n * bytes_of(type));
     for (int64_t panel = 0; panel < panels(n); ++panel) {
@@ -165,8 +172,8 @@ void run_patches(const Kernels& kernels, int64_t channels, int64_t length, int64
 }  // namespace
 
 int main() {
-    const Sizes shapes[] = {{1, 1, 1},    {1, 33, 65},  {2, 64, 4},   {3, 65, 5},    {5, 63, 3},  {6, 64, 64},
-                            {7, 129, 31}, {13, 70, 66}, {97, 65, 20}, {259, 70, 12}, {2, 1, 7000}};
+    const Sizes shapes[] = {{1, 1, 1},    {1, 33, 65},  {2, 64, 4},   {3, 65, 5},    {5, 63, 3},   {6, 64, 64},  {3, 65, 260},
+                            {7, 129, 31}, {13, 70, 66}, {97, 65, 20}, {259, 70, 12}, {2, 1, 7000}, {2, 70, 447}};
     for (const Kernels* kernels : {portable_kernels(), avx2_kernels(), avx512vnni_kernels()}) {
         if (kernels == nullptr) continue;
         if (!strcmp(kernels->name, "avx2") && !__builtin_cpu_supports("avx2")) continue;
@@ -178,7 +185,7 @@ int main() {
                 run_fake_quantize(*kernels, shape.rows, shape.in_features, type);
             }
         }
-        for (const Sizes& shape : {Sizes{1, 1, 1}, Sizes{7, 65, 31}, Sizes{259, 70, 12}, Sizes{2, 3, 700}}) run_all_coded(*kernels, shape);
+        for (const Sizes& shape : {Sizes{1, 1, 1}, Sizes{7, 65, 31}, Sizes{259, 70, 12}, Sizes{2, 3, 700}, Sizes{2, 70, 447}}) run_all_coded(*kernels, shape);
         for (Float type : {Float::f32, Float::bf16, Float::f16}) {
             for (const bool last : {false, true}) {
                 run_patches(*kernels, 1, 3, 1, 0, last, type);

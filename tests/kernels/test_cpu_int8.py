@@ -219,7 +219,9 @@ def test_non_finite_scale_or_bias_of_a_column_stays_there(isa: int) -> None:
     assert_equal(got[:, others], ops.int8_linear_dynamic(x, p.packed, p.scale, p.bias, 33, isa)[:, others])
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (3, 65), (64, 4), (65, 7), (200, 33), (0, 5), (5, 0)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (3, 65), (64, 4), (65, 7), (200, 33), (0, 5), (5, 0), (130, 257), (129, 513)], ids=str
+)
 def test_packing_equals_the_reference(shape: tuple[int, int]) -> None:
     codes = torch.randint(-127, 128, shape, dtype=torch.int8)
     assert_equal(ops.int8_pack(codes), reference.int8_pack(codes))

@@ -176,3 +176,20 @@ def test_other_specs_are_refused(spec: str) -> None:
     words = "activations are int8 or a float format, symmetric, per tensor, token, sample or group"
     with pytest.raises(RuntimeError, match=words):
         ops.fake_quantize(images(), spec)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("granules", ["channel", "tensor", "group32", "group7"])
+@pytest.mark.parametrize("number", ["int8", "float8_e4m3fn", "fp4_e2m1", "int4"])
+def test_a_fake_quantized_weight_is_bit_equal_to_the_reference(number: str, granules: str, dtype: torch.dtype) -> None:
+    w = torch.randn(9, 5, 3, 4, generator=generator(5)).mul_(torch.exp2(torch.arange(-140.0, 100, 27).view(9, 1, 1, 1)))
+    w[4, 1], w[5, 0, 0, 0] = 0.0, torch.inf
+    for shaped in (w, w.contiguous(memory_format=torch.channels_last), w[:, 1:, :, ::2], w[0, 0, 0], w[:0]):
+        x, spec = shaped.to(dtype), f"{number}/{granules}"
+        assert_same_bits(ops.fake_quantize_weight(x, spec), reference.fake_quantize_weight(x, spec))
+
+
+@pytest.mark.parametrize("spec", ["fp4_e2m1/group32/e8m0", "fp4_e2m1/group16/e4m3", "fp6_e3m2/group7/e8m0"])
+def test_other_scales_of_weights_are_bit_equal_to_the_reference(spec: str) -> None:
+    w = torch.randn(9, 60, generator=generator(6))
+    assert_same_bits(ops.fake_quantize_weight(w, spec), reference.fake_quantize_weight(w, spec))

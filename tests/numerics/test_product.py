@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from fxquant.numerics import MAX_IN_FEATURES, int8_matmul, matmul_float32, pack_int8, packed_shape, unpack_int8
+from fxquant.spec import TensorSpec
 from tests.twins import assert_same_bits
 
+INT8 = TensorSpec.parse("int8/channel")
 SHAPES = [(1, 1), (64, 4), (65, 5), (63, 3), (130, 33), (128, 8), (1, 257)]
 
 
@@ -13,19 +15,43 @@ def random_codes(*shape: int) -> torch.Tensor:
     return torch.randint(-128, 128, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-@pytest.mark.parametrize(("rows", "columns"), SHAPES)
-def test_packed_layout_element_by_element(rows: int, columns: int) -> None:
+@pytest.mark.parametrize(
+    ("rows", "columns", "sums"),
+    [
+        (64, 4, False),
+        (128, 8, False),
+        (64, 47, False),  # compact: one place in 48 is more than 2 %
+        (64, 63, False),
+        (130, 192, False),
+        (130, 196, True),
+        (65, 257, False),  # 3 places and 4 bytes of sums are more than 2 % of 261
+        (64, 353, True),
+    ],
+)
+def test_full_panels_element_by_element(rows: int, columns: int, sums: bool) -> None:
     codes = random_codes(rows, columns)
     packed = pack_int8(codes)
     assert list(packed.shape) == packed_shape(rows, columns)
-    assert packed.is_contiguous()
-    want = torch.zeros_like(packed)
-    for n in range(rows):
+    quads = -(-columns // 4)
+    panels = 0 if columns == 47 else rows // 64
+    want = torch.zeros(panels, quads + sums, 64, 4, dtype=torch.int8)
+    for n in range(panels * 64):
         for k in range(columns):
             want[n // 64, k // 4, n % 64, k % 4] = codes[n, k]
-        total = sum(codes[n].tolist())
-        want[n // 64, -1, n % 64] = torch.tensor(list(total.to_bytes(4, "little", signed=True))).to(torch.int8)
-    assert_same_bits(packed, want)
+        if sums:
+            total = sum(codes[n].tolist())
+            want[n // 64, -1, n % 64] = torch.tensor(list(total.to_bytes(4, "little", signed=True))).to(torch.int8)
+    assert_same_bits(packed, torch.cat([want.flatten(), codes[panels * 64 :].flatten()]))
+
+
+@pytest.mark.parametrize("n", [1, 8, 10, 16, 24, 40, 80, 100, 1000, 4096])
+@pytest.mark.parametrize("k", [1, 3, 9, 13, 27, 64, 147, 160, 256, 257, 350, 576, 1001])
+def test_narrow_weights_take_what_the_format_promises(n: int, k: int) -> None:
+    codes = random_codes(n, k)
+    packed = pack_int8(codes)
+    assert_same_bits(unpack_int8(packed, n, k), codes)
+    promised = INT8.nbytes((n, k))
+    assert abs(packed.numel() + 4 * n - promised) <= 0.02 * promised
 
 
 @pytest.mark.parametrize(("rows", "columns"), [*SHAPES, (0, 8), (8, 0)])

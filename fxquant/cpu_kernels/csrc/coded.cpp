@@ -30,13 +30,12 @@ Tensor pack_panels(const Tensor codes, const std::string text) {
                     torch::headeronly::toString(codes.scalar_type()), " with ", sizes.size(), " dimensions");
     const int64_t n = sizes[0], k = sizes[1], bits = spec.format.bits;
     const Tensor from = dense(codes);
-    Tensor packed = empty({panels(n), plane_blocks(k), bits, kPanel}, ScalarType::Byte);
+    Tensor packed = empty({plane_layout(n, k, bits).bytes()}, ScalarType::Byte);
     const auto* in = static_cast<const uint8_t*>(from.data_ptr());
     auto* out = static_cast<uint8_t*>(packed.data_ptr());
     const auto flip = static_cast<uint8_t>(pattern_offset(spec));
-    const int64_t bytes = plane_blocks(k) * bits * kPanel;
     split(panels(n), n * k < kSerialElements, [&](int64_t begin, int64_t end) {
-        for (int64_t p = begin; p < end; ++p) pack_planes(in, n, k, bits, flip, p, out + p * bytes);
+        for (int64_t p = begin; p < end; ++p) pack_planes(in, n, k, bits, flip, p, out);
     });
     return packed;
 }

@@ -4,8 +4,37 @@
 // k of one decoded tile: 128 x 64 floats are 32 KiB, which stay in L1 or close to it while all row groups pass over them.
 constexpr int64_t kTileK = 128;
 
-inline const uint8_t* panel_of(const CodedWeight& w, int64_t panel) {
-    return w.packed + panel * plane_blocks(w.in_features) * w.bits * kPanel;
+// body(integral constant of `bits`): the width of the codes, known at compile time.
+template <class Body, int Bits = 8>
+inline void with_bits(int64_t bits, Body body) {
+    if (bits == Bits) return body(std::integral_constant<int, Bits>());
+    if constexpr (Bits > 2) with_bits<Body, Bits - 1>(bits, body);
+}
+
+inline PanelLayout layout_of(const CodedWeight& w) { return plane_layout(w.out_features, w.in_features, w.bits); }
+
+// Bits of a code where the products read it: those of a compact panel are spread into whole bytes.
+inline int64_t held_bits(const CodedWeight& w, int64_t panel) { return layout_of(w).is_full(panel) ? w.bits : 8; }
+
+// Spreads the codes of k0 <= k < k1, k0 a multiple of 16, of a compact panel: the blocks that planes of 8 bits would have.
+template <class Isa>
+inline void spread_panel(const CodedWeight& w, int64_t panel, int64_t k0, int64_t k1, uint8_t* to) {
+    const PanelLayout layout = layout_of(w);
+    const CompactRows rows = {w.packed + layout.offset(panel), layout.row_bytes, layout.features(panel), w.in_features};
+    with_bits(w.bits, [&](auto bits) { spread_rows<Isa, bits()>(rows, k0, k1, static_cast<uint8_t>(w.offset), to); });
+}
+
+// The blocks of the k from k0 on, codes of held_bits(). room: 64 bytes for each k up to k1, if the panel is compact.
+template <class Isa, int Bits>
+inline const uint8_t* blocks_of(const CodedWeight& w, int64_t panel, int64_t k0, int64_t k1, uint8_t* room) {
+    const PanelLayout layout = layout_of(w);
+    if constexpr (Bits == 8) {
+        if (!layout.is_full(panel)) {
+            spread_panel<Isa>(w, panel, k0, k1, room);
+            return room;
+        }
+    }
+    return w.packed + layout.offset(panel) + k0 / kBlock * Bits * kPanel;
 }
 
 inline Weight epilogue_of(const CodedWeight& w) { return {nullptr, w.tensor_scale, w.bias, w.out_features, w.in_features}; }
@@ -16,13 +45,13 @@ void coded_product_of(const CodedProblem& p, int64_t panel, int64_t row0, int64_
     const CodedWeight& w = p.weight;
     const typename Isa::template Lookup<Bits> lookup(w);
     Granule<Isa> granule(w, panel);
-    const uint8_t* packed = panel_of(w, panel);
+    alignas(64) uint8_t room[kTileK * kPanel];
     alignas(64) float tile[kTileK * kPanel];
     alignas(64) float acc[kRowBlock * kPanel];
     std::memset(acc, 0, (row1 - row0) * kPanel * sizeof(float));
     for (int64_t k = 0; k < w.in_features; k += kTileK) {
         const int64_t end = k + kTileK < w.in_features ? k + kTileK : w.in_features;
-        decode_tile<Isa, Bits>(lookup, granule, packed, k, end, tile);
+        decode_tile<Isa, Bits>(lookup, granule, blocks_of<Isa, Bits>(w, panel, k, end, room), k, end, tile);
         for_groups(row0, row1, Isa::kFloatTall, [&](int64_t, int64_t row, int64_t height) {
             float_tile<Isa>(false, height, p.x + row * p.x_stride + k, p.x_stride, tile, quads(end - k),
                             acc + (row - row0) * kPanel);
@@ -56,13 +85,13 @@ template <class Isa, int Bits>
 void decode_panel_of(const CodedWeight& w, int64_t panel, void* out, Float out_type) {
     const typename Isa::template Lookup<Bits> lookup(w);
     Granule<Isa> granule(w, panel);
-    const uint8_t* packed = panel_of(w, panel);
+    alignas(64) uint8_t room[kTileK * kPanel];
     alignas(64) float tile[kTileK * kPanel];
     const int64_t first = panel * kPanel;
     const int64_t features = w.out_features - first < kPanel ? w.out_features - first : kPanel;
     for (int64_t k = 0; k < w.in_features; k += kTileK) {
         const int64_t end = k + kTileK < w.in_features ? k + kTileK : w.in_features;
-        decode_tile<Isa, Bits>(lookup, granule, packed, k, end, tile);
+        decode_tile<Isa, Bits>(lookup, granule, blocks_of<Isa, Bits>(w, panel, k, end, room), k, end, tile);
         if (w.tensor_scale != nullptr) {
             for (int64_t i = 0; i < end - k; ++i) {
                 for (int64_t n = 0; n < features; ++n) tile[i * kPanel + n] *= w.tensor_scale[first + n];
@@ -86,7 +115,11 @@ constexpr int64_t kPatternK = 256;
 template <class Isa, int Bits>
 void spread_patterns(const CodedWeight& w, int64_t panel, int64_t k0, int64_t k1, uint8_t* tile) {
     using U = typename Isa::U;
-    const uint8_t* block = panel_of(w, panel) + k0 / kBlock * Bits * kPanel;
+    const PanelLayout layout = layout_of(w);
+    if constexpr (Bits == 8) {
+        if (!layout.is_full(panel)) return spread_panel<Isa>(w, panel, k0, k1, tile);
+    }
+    const uint8_t* block = w.packed + layout.offset(panel) + k0 / kBlock * Bits * kPanel;
     for (int64_t k = k0; k < k1; k += kBlock, block += Bits * kPanel, tile += kBlock * kPanel) {
         FXQUANT_UNROLL for (int row = 0; row < Bits; ++row) __builtin_prefetch(block + kFetchAhead + row * kPanel);
         FXQUANT_UNROLL_WIDE for (int vector = 0; vector < 8; ++vector) {
@@ -118,10 +151,14 @@ Span span_of(const CodedDynamicProblem& p, int64_t panel, int64_t index, int64_t
     s.begins = begin == piece.k0;
     s.ends = end == piece.k1;
     if (!s.ends) return s;
-    const int64_t first = (panel * w.granules + piece.granule) * kPanel;
-    read_granule<Isa>(w.scale, first, s.scale);
-    const auto* zero = static_cast<const uint8_t*>(w.zero.data);
-    for (int64_t c = 0; c < kPanel; ++c) s.zero[c] = w.scheme == Scheme::affine ? zero[first + c] : w.offset;
+    read_granule<Isa>(w, w.scale, panel, piece.granule, s.scale);
+    if (w.scheme == Scheme::affine) {
+        alignas(64) float zero[kPanel];
+        read_granule<Isa>(w, w.zero, panel, piece.granule, zero);
+        for (int64_t c = 0; c < kPanel; ++c) s.zero[c] = static_cast<int32_t>(zero[c]);
+    } else {
+        for (int64_t c = 0; c < kPanel; ++c) s.zero[c] = w.offset;
+    }
     return s;
 }
 
@@ -201,28 +238,19 @@ void quantize_coded(const Rows& x, int64_t row0, int64_t row1, const CodedDynami
     }
 }
 
-// ---- the width of the codes, known at compile time
-
-// body(integral constant of `bits`)
-template <class Body, int Bits = 8>
-inline void with_bits(int64_t bits, Body body) {
-    if (bits == Bits) return body(std::integral_constant<int, Bits>());
-    if constexpr (Bits > 2) with_bits<Body, Bits - 1>(bits, body);
-}
-
 template <class Isa>
 void coded_product(const CodedProblem& p, int64_t panel, int64_t row0, int64_t row1) {
-    with_bits(p.weight.bits, [&](auto bits) { coded_product_of<Isa, bits()>(p, panel, row0, row1); });
+    with_bits(held_bits(p.weight, panel), [&](auto bits) { coded_product_of<Isa, bits()>(p, panel, row0, row1); });
 }
 
 template <class Isa>
 void coded_dynamic_product(const CodedDynamicProblem& p, int64_t panel, int64_t row0, int64_t row1) {
-    with_bits(p.weight.bits, [&](auto bits) { coded_dynamic_of<Isa, bits()>(p, panel, row0, row1); });
+    with_bits(held_bits(p.weight, panel), [&](auto bits) { coded_dynamic_of<Isa, bits()>(p, panel, row0, row1); });
 }
 
 template <class Isa>
 void decode_panel(const CodedWeight& w, int64_t panel, void* out, Float out_type) {
-    with_bits(w.bits, [&](auto bits) { decode_panel_of<Isa, bits()>(w, panel, out, out_type); });
+    with_bits(held_bits(w, panel), [&](auto bits) { decode_panel_of<Isa, bits()>(w, panel, out, out_type); });
 }
 
 template <class Isa>

@@ -61,7 +61,7 @@ public:
         view.granule = grouped ? std::min(spec.size, in_features) : in_features;
         view.granules = (in_features + view.granule - 1) / view.granule;
         view.scale = granules("scale", scale_, stored_scale(spec));
-        view.zero = {nullptr, Stored::u8};
+        view.zero = {nullptr, Stored::u8, 0};
         if (spec.scheme != Spec::Scheme::symmetric) {
             STD_TORCH_CHECK(zero_point.has_value(), "fxquant::", op, ": spec '", text, "' needs a zero_point; none was given");
             zero_ = dense(*zero_point);
@@ -79,12 +79,10 @@ public:
 private:
     void read_codes() {
         const int64_t bits = spec.format.bits;
-        const auto sizes = packed_.sizes();
-        const bool fits = sizes.size() == 4 && sizes[0] == panels(view.out_features) && sizes[1] == plane_blocks(view.in_features) &&
-                          sizes[2] == bits && sizes[3] == kPanel && packed_.scalar_type() == ScalarType::Byte;
+        const int64_t bytes = plane_layout(view.out_features, view.in_features, bits).bytes();
+        const bool fits = packed_.sizes().size() == 1 && packed_.numel() == bytes && packed_.scalar_type() == ScalarType::Byte;
         STD_TORCH_CHECK(fits, "fxquant::", op_, ": packed is not what pack_panels makes of [", view.out_features, ", ",
-                        view.in_features, "]: uint8 [", panels(view.out_features), ", ", plane_blocks(view.in_features), ", ", bits,
-                        ", ", kPanel, "] is needed");
+                        view.in_features, "]: uint8 [", bytes, "] is needed");
         view.packed = static_cast<const uint8_t*>(packed_.data_ptr());
         view.bits = bits;
         view.scheme = static_cast<Scheme>(spec.scheme);
@@ -101,13 +99,14 @@ private:
     }
 
     Granules granules(const char* what, const Tensor& t, Stored stored) const {
-        const auto sizes = t.sizes();
-        const bool fits = sizes.size() == 3 && sizes[0] == panels(view.out_features) && sizes[1] == view.granules &&
-                          sizes[2] == kPanel && t.scalar_type() == stored_type(stored);
+        const bool whole = spec.granularity == Spec::Granularity::tensor && t.numel() == 1;
+        const int64_t rows = whole ? std::max<int64_t>(view.out_features, 1)
+                                   : spec.granularity == Spec::Granularity::block ? spec.rows : 0;
+        const int64_t wanted = (view.out_features + std::max<int64_t>(rows, 1) - 1) / std::max<int64_t>(rows, 1) * view.granules;
+        const bool fits = t.sizes().size() == 1 && (whole || t.numel() == wanted) && t.scalar_type() == stored_type(stored);
         STD_TORCH_CHECK(fits, "fxquant::", op_, ": ", what, " is not what pack_granules makes for [", view.out_features, ", ",
-                        view.in_features, "]: ", torch::headeronly::toString(stored_type(stored)), " [", panels(view.out_features), ", ",
-                        view.granules, ", ", kPanel, "] is needed");
-        return {t.data_ptr(), stored};
+                        view.in_features, "]: ", torch::headeronly::toString(stored_type(stored)), " [", wanted, "] is needed");
+        return {t.data_ptr(), stored, rows};
     }
 
     void read_tensor_scale(const std::optional<Tensor>& tensor_scale) {

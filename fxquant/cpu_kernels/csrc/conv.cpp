@@ -1,4 +1,4 @@
-// Convolutions of one group and up to three spatial dimensions: fxquant::int8_conv_dynamic and fxquant::conv_weight_only.
+// Convolutions of one group and up to three spatial dimensions: fxquant::int8_conv_dynamic, int8_conv_static, conv_weight_only.
 //
 // x is laid out once, padded, so that a patch is a table of offsets. The int8 product gathers rows of codes from it, some
 // hundred at a time; the float product reads the patches where they lie.
@@ -77,8 +77,9 @@ struct TurnedRows {
 };
 
 Weight panel_of(const Weight& w, int64_t panel) {
-    const int64_t first = panel * kPanel, count = std::min(kPanel, w.out_features - first);
-    return {w.packed + panel * panel_bytes(w.in_features), w.scale + first, w.bias == nullptr ? nullptr : w.bias + first, count,
+    const PanelLayout layout = int8_layout(w.out_features, w.in_features);
+    const int64_t first = panel * kPanel;
+    return {w.packed + layout.offset(panel), w.scale + first, w.bias == nullptr ? nullptr : w.bias + first, layout.features(panel),
             w.in_features};
 }
 
@@ -107,18 +108,19 @@ struct Scalings {
     std::vector<float> scale, factor;  // of each sample
 };
 
-Scalings sample_scalings(const Kernels& kernels, const char* x, Float type, int64_t samples, int64_t values) {
+// given: the scale of all samples, if x does not have one for each. Even then a sample that is not finite has scale NaN.
+Scalings sample_scalings(const Kernels& kernels, const Geometry& g, const char* x, Float type, const std::optional<Scaling>& given) {
     Scalings found;
-    for (const uint32_t amax : largest_of_runs(kernels, x, type, samples, values)) {
-        const Scaling s = kernels.int8_scaling(amax);
+    for (const uint32_t amax : largest_of_runs(kernels, x, type, g.samples, g.channels * g.in[0] * g.in[1] * g.in[2])) {
+        const Scaling s = given.has_value() ? Scaling{finite_or_nan(given->scale, amax), given->factor} : kernels.int8_scaling(amax);
         found.scale.push_back(s.scale);
         found.factor.push_back(s.factor);
     }
     return found;
 }
 
-void int8_convolution(const Kernels& kernels, const Geometry& g, const char* x, Float type, const Weight& weight, void* out) {
-    const Scalings scalings = sample_scalings(kernels, x, type, g.samples, g.channels * g.in[0] * g.in[1] * g.in[2]);
+void int8_convolution(const Kernels& kernels, const Geometry& g, const char* x, Float type, const Scalings& scalings,
+                      const Weight& weight, void* out) {
     const int64_t stride = staged_stride(g.features, kernels.code_bytes);
     const int64_t block = std::max(kRowBlock, kGatheredBytes / stride / kRowBlock * kRowBlock);
     const bool rows_lie = g.pointwise && g.channels_last;  // a patch is a row of x already
@@ -204,9 +206,9 @@ Tensor output(const Tensor& x, const Geometry& g, size_t dims, int64_t out_chann
     return torch::stable::empty(sizes, x.scalar_type(), std::nullopt, x.device(), std::nullopt, memory_format(x));
 }
 
-Tensor int8_conv_dynamic(const Tensor x, const Tensor packed, const Tensor scale, const std::optional<Tensor> bias,
-                         const Sizes kernel_size, const Sizes stride, const Sizes padding, const Sizes dilation, int64_t isa) {
-    const char* op = "int8_conv_dynamic";
+Tensor int8_conv(const char* op, const Tensor& x, const std::optional<Scaling>& given, const Tensor& packed, const Tensor& scale,
+                 const std::optional<Tensor>& bias, const Sizes& kernel_size, const Sizes& stride, const Sizes& padding,
+                 const Sizes& dilation, int64_t isa) {
     const Kernels& kernels = kernels_for(isa);
     const Float type = float_type(op, "x", x.scalar_type());
     const Geometry g = geometry(op, x, kernel_size, stride, padding, dilation);
@@ -216,8 +218,20 @@ Tensor int8_conv_dynamic(const Tensor x, const Tensor packed, const Tensor scale
     Tensor out = output(x, g, kernel_size.size(), weight.view.out_features);
     if (out.numel() == 0) return out;
     const Tensor held = torch::stable::contiguous(x, memory_format(x));
-    int8_convolution(kernels, g, static_cast<const char*>(held.data_ptr()), type, weight.view, out.data_ptr());
+    const auto* values = static_cast<const char*>(held.data_ptr());
+    int8_convolution(kernels, g, values, type, sample_scalings(kernels, g, values, type, given), weight.view, out.data_ptr());
     return out;
+}
+
+Tensor int8_conv_dynamic(const Tensor x, const Tensor packed, const Tensor scale, const std::optional<Tensor> bias,
+                         const Sizes kernel_size, const Sizes stride, const Sizes padding, const Sizes dilation, int64_t isa) {
+    return int8_conv("int8_conv_dynamic", x, std::nullopt, packed, scale, bias, kernel_size, stride, padding, dilation, isa);
+}
+
+Tensor int8_conv_static(const Tensor x, const Tensor x_scale, const Tensor packed, const Tensor scale, const std::optional<Tensor> bias,
+                        const Sizes kernel_size, const Sizes stride, const Sizes padding, const Sizes dilation, int64_t isa) {
+    const Scaling given = given_scaling("int8_conv_static", x_scale);
+    return int8_conv("int8_conv_static", x, given, packed, scale, bias, kernel_size, stride, padding, dilation, isa);
 }
 
 Tensor conv_weight_only(const Tensor x, const Tensor packed, const Tensor scale, const std::optional<Tensor> zero_point,
@@ -241,5 +255,6 @@ Tensor conv_weight_only(const Tensor x, const Tensor packed, const Tensor scale,
 
 STABLE_TORCH_LIBRARY_IMPL(fxquant, CPU, m) {
     m.impl("int8_conv_dynamic", TORCH_BOX(&fxquant::int8_conv_dynamic));
+    m.impl("int8_conv_static", TORCH_BOX(&fxquant::int8_conv_static));
     m.impl("conv_weight_only", TORCH_BOX(&fxquant::conv_weight_only));
 }

@@ -1,4 +1,5 @@
-// fxquant::fake_quantize: dequantize(quantize_dynamic(x)), without the codes. Two passes over x.
+// fxquant::fake_quantize: dequantize(quantize_dynamic(x)), without the codes. Two passes over x. fake_quantize_static: the same
+// by a scale that is given.
 #include <torch/csrc/stable/library.h>
 
 #include <cmath>
@@ -32,14 +33,14 @@ Grid grid_of(const Spec& spec) {
     return grid;
 }
 
-Spec activation_spec(const std::string& text) {
+Spec activation_spec(const char* op, const std::string& text) {
     Spec spec;
-    STD_TORCH_CHECK(parse_spec(text, spec), "fxquant::fake_quantize: spec '", text, "' is not one that the kernels know");
+    STD_TORCH_CHECK(parse_spec(text, spec), "fxquant::", op, ": spec '", text, "' is not one that the kernels know");
     const bool known = spec.format.is_float || spec.format.bits == 8;
     const bool granules = spec.granularity != Spec::Granularity::channel && spec.granularity != Spec::Granularity::block &&
                           (spec.scale == Spec::Scale::float32 || spec.granularity == Spec::Granularity::group);
     STD_TORCH_CHECK(known && granules && spec.scheme == Spec::Scheme::symmetric && spec.scale != Spec::Scale::bfloat16,
-                    "fxquant::fake_quantize: spec '", text,
+                    "fxquant::", op, ": spec '", text,
                     "': activations are int8 or a float format, symmetric, per tensor, token, sample or group (e8m0 and e4m3: group)");
     return spec;
 }
@@ -73,7 +74,7 @@ void by_rows(const Kernels& kernels, Grid grid, const RowView& rows, Float type,
 
 Tensor fake_quantize(const Tensor x, std::string text) {
     const char* op = "fake_quantize";
-    const Spec spec = activation_spec(text);
+    const Spec spec = activation_spec(op, text);
     const Grid grid = grid_of(spec);
     const Float type = float_type(op, "x", x.scalar_type());
     const Kernels& kernels = kernels_for(kChoose);
@@ -92,7 +93,32 @@ Tensor fake_quantize(const Tensor x, std::string text) {
     return out;
 }
 
+Tensor fake_quantize_static(const Tensor x, const Tensor scale, std::string text) {
+    const char* op = "fake_quantize_static";
+    const Spec spec = activation_spec(op, text);
+    STD_TORCH_CHECK(spec.granularity == Spec::Granularity::tensor, "fxquant::", op, ": spec '", text,
+                    "': one scale is taken, for the whole tensor");
+    const Grid grid = grid_of(spec);
+    const Float type = float_type(op, "x", x.scalar_type());
+    const Scaling by = given_scaling(op, scale);
+    const Kernels& kernels = kernels_for(kChoose);
+    const RowView rows = row_view(op, "x", dense(x));
+    Tensor out = like_rows(x, rows.width, x.scalar_type());
+    const auto* from = static_cast<const char*>(rows.held.data_ptr());
+    auto* to = static_cast<char*>(out.data_ptr());
+    const int64_t n = x.numel(), bytes = type == Float::f32 ? 4 : 2;
+    split((n + kPiece - 1) / kPiece, n < kSerialElements, [&](int64_t begin, int64_t end) {
+        for (int64_t at = begin * kPiece; at < std::min(n, end * kPiece); at += kPiece) {
+            kernels.fake_quantize_static(grid, from + at * bytes, type, std::min(kPiece, n - at), by, to + at * bytes);
+        }
+    });
+    return out;
+}
+
 }  // namespace
 }  // namespace fxquant
 
-STABLE_TORCH_LIBRARY_IMPL(fxquant, CPU, m) { m.impl("fake_quantize", TORCH_BOX(&fxquant::fake_quantize)); }
+STABLE_TORCH_LIBRARY_IMPL(fxquant, CPU, m) {
+    m.impl("fake_quantize", TORCH_BOX(&fxquant::fake_quantize));
+    m.impl("fake_quantize_static", TORCH_BOX(&fxquant::fake_quantize_static));
+}

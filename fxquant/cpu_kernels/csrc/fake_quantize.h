@@ -136,6 +136,30 @@ void fake_quantize_piece(const Grid& grid, const void* from, Float type, int64_t
     }
 }
 
+// n values by one scale that was given. The grid would take NaN and infinity for numbers: these become NaN.
+template <class Isa, Float T>
+void values_to_grid(const Grid& grid, const char* from, char* to, int64_t n, Scaling by) {
+    granule_to_grid<Isa, T>(grid, from, to, n, {by.scale, by.factor}, 1.0f);
+    constexpr uint32_t kInfinity = 0x7f800000u;
+    if (amax_bits<Isa, T>(from, n) < kInfinity) return;
+    for (int64_t at = 0; at < n * size_of(T); at += size_of(T)) {
+        if (amax_bits<Isa, T>(from + at, 1) >= kInfinity) {
+            store_some<Isa, T>(to + at, typename Isa::F{} + __builtin_nanf(""), 1);
+        }
+    }
+}
+
+template <class Isa>
+void fake_quantize_static(const Grid& grid, const void* from, Float type, int64_t n, Scaling by, void* out) {
+    const char* x = static_cast<const char*>(from);
+    char* to = static_cast<char*>(out);
+    switch (type) {
+        case Float::f32: return values_to_grid<Isa, Float::f32>(grid, x, to, n, by);
+        case Float::bf16: return values_to_grid<Isa, Float::bf16>(grid, x, to, n, by);
+        case Float::f16: return values_to_grid<Isa, Float::f16>(grid, x, to, n, by);
+    }
+}
+
 template <class Isa>
 uint32_t largest_bits(const void* from, Float type, int64_t n) {
     const char* x = static_cast<const char*>(from);

@@ -12,6 +12,9 @@ namespace {
 #include "vectors.h"
 #include "quantize.h"
 #include "fake_quantize.h"
+#include "turn.h"
+#include "apart.h"
+#include "spread.h"
 #include "planes.h"
 
 struct Avx2 : Vectors<8> {
@@ -31,6 +34,14 @@ struct Avx2 : Vectors<8> {
 
     template <int Bits>
     using Lookup = PlainLookup<Avx2, Bits>;
+
+    static constexpr int kTurned = 4;  // features at a time
+
+    // line(i): the four quads of feature i. They go to [quads][64][4].
+    template <class Line>
+    static void turn_quads(Line line, uint8_t* to) {
+        turn_tile<uint32_t>(line, kTurned, kSpreadK / kQuad, reinterpret_cast<uint32_t*>(to), kPanel);
+    }
 
     static __m256i widen_bytes(const int8_t* b) { return _mm256_cvtepi8_epi16(load<__m128i>(b)); }
     static __m256i widen_bytes(const uint8_t* b) { return _mm256_cvtepu8_epi16(load<__m128i>(b)); }

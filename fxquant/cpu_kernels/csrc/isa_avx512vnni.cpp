@@ -12,6 +12,9 @@ namespace {
 #include "vectors.h"
 #include "quantize.h"
 #include "fake_quantize.h"
+#include "turn.h"
+#include "apart.h"
+#include "spread.h"
 #include "planes.h"
 
 struct Avx512Vnni : Vectors<16> {
@@ -64,6 +67,26 @@ struct Avx512Vnni : Vectors<16> {
 
         __m512i table[kTables];
     };
+
+    static constexpr int kTurned = 16;  // features at a time
+
+    // line(i): the four quads of feature i. They go to [quads][64][4].
+    template <class Line>
+    static void turn_quads(Line line, uint8_t* to) {
+        __m512i four[4];  // feature i of each four, a lane each
+        FXQUANT_UNROLL for (int i = 0; i < 4; ++i) {
+            four[i] = _mm512_castsi128_si512(bits<__m128i>(line(i)));
+            four[i] = _mm512_inserti32x4(four[i], bits<__m128i>(line(i + 4)), 1);
+            four[i] = _mm512_inserti32x4(four[i], bits<__m128i>(line(i + 8)), 2);
+            four[i] = _mm512_inserti32x4(four[i], bits<__m128i>(line(i + 12)), 3);
+        }
+        const __m512i low01 = _mm512_unpacklo_epi32(four[0], four[1]), high01 = _mm512_unpackhi_epi32(four[0], four[1]);
+        const __m512i low23 = _mm512_unpacklo_epi32(four[2], four[3]), high23 = _mm512_unpackhi_epi32(four[2], four[3]);
+        store(to, _mm512_unpacklo_epi64(low01, low23));
+        store(to + kPanel * kQuad, _mm512_unpackhi_epi64(low01, low23));
+        store(to + 2 * kPanel * kQuad, _mm512_unpacklo_epi64(high01, high23));
+        store(to + 3 * kPanel * kQuad, _mm512_unpackhi_epi64(high01, high23));
+    }
 
     template <int R>
     FXQUANT_TILE void dot_patterns(const char* codes, int64_t stride, const uint8_t* b, int64_t depth, int32_t* acc, bool add) {

@@ -9,6 +9,9 @@ namespace {
 #include "vectors.h"
 #include "quantize.h"
 #include "fake_quantize.h"
+#include "turn.h"
+#include "apart.h"
+#include "spread.h"
 #include "planes.h"
 
 inline float half_to_float(uint16_t half) {
@@ -51,6 +54,14 @@ struct Portable : Vectors<4> {
 
     template <int Bits>
     using Lookup = PlainLookup<Portable, Bits>;
+
+    static constexpr int kTurned = 4;  // features at a time
+
+    // line(i): the four quads of feature i. They go to [quads][64][4].
+    template <class Line>
+    static void turn_quads(Line line, uint8_t* to) {
+        turn_tile<uint32_t>(line, kTurned, kSpreadK / kQuad, reinterpret_cast<uint32_t*>(to), kPanel);
+    }
 
     template <int R>
     static void dot(const char* codes, int64_t stride, const int8_t* b, int64_t depth, int32_t* acc, bool add, const int8_t*) {

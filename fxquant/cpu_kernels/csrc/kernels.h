@@ -3,24 +3,15 @@
 
 #include <cstdint>
 
-namespace fxquant {
+#include "panels.h"
 
-constexpr int64_t kPanel = 64;  // output features in one packed block: four zmm registers of int32
-constexpr int64_t kQuad = 4;    // consecutive k that stand together: what one dpbusd lane multiplies
+namespace fxquant {
 
 // Rows that one task works on. 256 rows of accumulators are 64 KiB, which the depth blocks below may revisit in L2.
 constexpr int64_t kRowBlock = 256;
 
-// A packed block keeps the sum of each column's codes in int32: 127 * 2^24 < 2^31.
+// The sum of a column's codes is an int32: 127 * 2^24 < 2^31.
 constexpr int64_t kMostInFeatures = int64_t{1} << 24;
-
-constexpr int64_t quads(int64_t in_features) { return (in_features + kQuad - 1) / kQuad; }
-constexpr int64_t panels(int64_t out_features) { return (out_features + kPanel - 1) / kPanel; }
-
-// Bytes of one packed block: quads(K) rows of 64 x 4 codes and one row of 64 int32 column sums.
-constexpr int64_t panel_bytes(int64_t in_features) { return (quads(in_features) + 1) * kPanel * kQuad; }
-
-constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // Bytes from one staged row to the next: whole vectors, and an odd number of cache lines, because rows a multiple of 4096
 // bytes apart would fall into one set of the L1 cache.
@@ -39,7 +30,16 @@ struct Rows {
     Float type;
 };
 
-// A packed weight [N, K]. scale: N floats. bias: N floats or null. packed: int8 [panels(N), quads(K) + 1, 64, 4].
+// What a granule's values are multiplied by to become codes: see numerics. scale: what a code is worth.
+struct Scaling {
+    float scale;
+    float factor;
+};
+
+// The scale of a granule whose largest absolute value has these bits: NaN if it holds NaN or infinity.
+constexpr float finite_or_nan(float scale, uint32_t amax) { return amax < 0x7f800000u ? scale : __builtin_nanf(""); }
+
+// A packed weight [N, K]. scale: N floats. bias: N floats or null. packed: see int8_layout.
 struct Weight {
     const int8_t* packed;
     const float* scale;
@@ -108,7 +108,7 @@ struct Patches {
     int64_t count;
 };
 
-// One task: one packed block against the rows row0 <= r < row1. `next` is the block worth fetching meanwhile.
+// One task: one panel against the rows row0 <= r < row1. next: the full panel worth fetching meanwhile, or null.
 struct Task {
     int64_t panel;
     const int8_t* next;
@@ -118,22 +118,20 @@ struct Task {
 
 // ---- weights in any number format: codes in panels of planes (fxquant/numerics/panels.py), one granule along K after another
 
-constexpr int64_t kBlock = 8;  // consecutive k whose codes stand together: `bits` rows of 64 bytes
-
-constexpr int64_t plane_blocks(int64_t in_features) { return (in_features + kBlock - 1) / kBlock; }
-
 enum class Scheme : int32_t { symmetric, affine, shift };
 enum class Stored : int32_t { f32, bf16, e8m0, e4m3, u8 };
 
-// Numbers of granules: [panels(N), granules, 64].
+// Numbers of granules. rows: how many features share a row of numbers, [ceil(N / rows), granules]; 0 if none do, which then
+// stand by panels, [granules, features of the panel] in each.
 struct Granules {
     const void* data;
     Stored type;
+    int64_t rows;
 };
 
 // A weight [N, K]; a value is (values[code] - zero) * scale, or values[code] * scale + zero if the scheme is shift.
 struct CodedWeight {
-    const uint8_t* packed;  // [panels(N), plane_blocks(K), bits, 64]
+    const uint8_t* packed;  // see plane_layout
     int64_t bits;
     Scheme scheme;
     bool integer;            // values[code] is code - offset
@@ -193,8 +191,9 @@ struct CodedKernels {
     void (*decode)(const CodedWeight& weight, int64_t panel, void* out, Float out_type);
 };
 
-// The panel of the packed form of codes [n, k]; `flip` is the bit that turns a code into its pattern.
-void pack_planes(const uint8_t* codes, int64_t n, int64_t k, int64_t bits, uint8_t flip, int64_t panel, uint8_t* to);
+// One panel of the packed form of codes [n, k], into its place in `packed`; `flip` is the bit that turns a code into its
+// pattern.
+void pack_planes(const uint8_t* codes, int64_t n, int64_t k, int64_t bits, uint8_t flip, int64_t panel, uint8_t* packed);
 
 // ---- end of weights in any number format
 
@@ -221,12 +220,6 @@ constexpr int64_t room_elements(const Layout& l) {
     return l.channels_last ? (2 * l.in[2] + 1) * l.channels + l.size[2] + 64 : l.size[2] + 64;
 }
 
-// What a granule's values are multiplied by to become codes: see numerics. scale: what a code is worth.
-struct Scaling {
-    float scale;
-    float factor;
-};
-
 // The kernels of one instruction set. "Staged" codes are what its product reads: u8 = code + 128 or int16 = code,
 // code_bytes each, padded so that whole vectors may be written past the end of a row.
 struct Kernels {
@@ -234,12 +227,14 @@ struct Kernels {
     int64_t code_bytes;
     void (*quantize)(const Rows& x, int64_t row0, int64_t row1, int8_t* codes, float* scale);
     void (*quantize_staged)(const Rows& x, int64_t row0, int64_t row1, void* staged, int64_t stride, float* scale);
+    void (*quantize_static)(const Rows& x, int64_t row0, int64_t row1, Scaling by, void* staged, int64_t stride, float* scale);
     void (*stage)(const int8_t* codes, int64_t width, int64_t row0, int64_t row1, void* staged, int64_t stride);
     void (*widen)(const Rows& x, int64_t row0, int64_t row1, float* wide, int64_t stride);
     void (*int8_product)(const Int8Problem& problem, const Task& task);
     void (*float_product)(const FloatProblem& problem, const Task& task);
     void (*fake_quantize)(const Grid& grid, const Rows& x, int64_t row0, int64_t row1, void* out, float tensor_scale);
     void (*fake_quantize_piece)(const Grid& grid, const void* x, Float type, int64_t n, uint32_t amax, void* out);
+    void (*fake_quantize_static)(const Grid& grid, const void* x, Float type, int64_t n, Scaling by, void* out);
     void (*narrow)(const float* from, int64_t n, Float type, void* to);
     Scaling (*int8_scaling)(uint32_t amax);
     PatchKernels patches;
@@ -247,8 +242,8 @@ struct Kernels {
     CodedKernels coded;
 };
 
-// Block `panel` of the packed form of codes [n, k]: 64 columns interleaved by quads, then their sums.
-void pack_block(const int8_t* codes, int64_t n, int64_t k, int64_t panel, int8_t* to);
+// One panel of the packed form of codes [n, k], into its place in `packed`.
+void pack_quads(const int8_t* codes, int64_t n, int64_t k, int64_t panel, int8_t* packed);
 
 const Kernels* portable_kernels();
 const Kernels* avx2_kernels();        // null where the compiler cannot make them (not x86-64)

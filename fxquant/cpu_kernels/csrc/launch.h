@@ -86,8 +86,9 @@ void for_panels(int64_t out_features, int64_t in_features, int64_t rows, Work wo
 // The same for a weight packed by int8_pack.
 template <class Product>
 void for_tasks(const Weight& w, int64_t rows, Product product) {
+    const PanelLayout layout = int8_layout(w.out_features, w.in_features);
     for_panels(w.out_features, w.in_features, rows, [&](int64_t panel, int64_t row0, int64_t row1, bool last) {
-        const int8_t* next = last ? w.packed + (panel + 1) * panel_bytes(w.in_features) : nullptr;
+        const int8_t* next = last && layout.is_full(panel + 1) ? w.packed + layout.offset(panel + 1) : nullptr;
         product(Task{panel, next, row0, row1});
     });
 }

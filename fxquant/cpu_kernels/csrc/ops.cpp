@@ -45,9 +45,10 @@ std::tuple<Tensor, Tensor> int8_quantize_per_token(const Tensor x) {
     return {codes, scale};
 }
 
-Tensor int8_linear_dynamic(const Tensor x, const Tensor packed, const Tensor scale, const std::optional<Tensor> bias,
-                           int64_t in_features, int64_t isa) {
-    const char* op = "int8_linear_dynamic";
+// The linear of x, whose rows quantize_rows(kernels, rows, begin, end, staged, stride, x_scale) turns into staged codes.
+template <class QuantizeRows>
+Tensor linear_of_floats(const char* op, const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& bias,
+                        int64_t in_features, int64_t isa, QuantizeRows quantize_rows) {
     const Kernels& kernels = kernels_for(isa);
     const RowView rows = row_view(op, "x", x);
     check_width(op, rows, in_features);
@@ -57,9 +58,24 @@ Tensor int8_linear_dynamic(const Tensor x, const Tensor packed, const Tensor sca
     Tensor out = like_rows(x, weight.view.out_features, type);
     int8_passes(kernels, weight.view, rows.rows, out.data_ptr(), float_in,
                 [&](int64_t first, int64_t begin, int64_t end, char* staged, int64_t stride, float* x_scale) {
-                    kernels.quantize_staged(rows_from(rows, float_in, first), begin, end, staged, stride, x_scale);
+                    quantize_rows(kernels, rows_from(rows, float_in, first), begin, end, staged, stride, x_scale);
                 });
     return out;
+}
+
+Tensor int8_linear_dynamic(const Tensor x, const Tensor packed, const Tensor scale, const std::optional<Tensor> bias,
+                           int64_t in_features, int64_t isa) {
+    return linear_of_floats("int8_linear_dynamic", x, packed, scale, bias, in_features, isa,
+                            [](const Kernels& kernels, const Rows& rows, int64_t begin, int64_t end, char* staged, int64_t stride,
+                               float* x_scale) { kernels.quantize_staged(rows, begin, end, staged, stride, x_scale); });
+}
+
+Tensor int8_linear_static(const Tensor x, const Tensor x_scale, const Tensor packed, const Tensor scale,
+                          const std::optional<Tensor> bias, int64_t in_features, int64_t isa) {
+    const Scaling by = given_scaling("int8_linear_static", x_scale);
+    return linear_of_floats("int8_linear_static", x, packed, scale, bias, in_features, isa,
+                            [by](const Kernels& kernels, const Rows& rows, int64_t begin, int64_t end, char* staged, int64_t stride,
+                                 float* to_scale) { kernels.quantize_static(rows, begin, end, by, staged, stride, to_scale); });
 }
 
 Tensor int8_linear(const Tensor codes, const Tensor x_scale, const Tensor packed, const Tensor scale,
@@ -121,16 +137,15 @@ Tensor int8_pack(const Tensor codes) {
     const int64_t n = sizes[0], k = sizes[1];
     STD_TORCH_CHECK(k <= kMostInFeatures, "fxquant::int8_pack: ", k, " input features; ", kMostInFeatures, " is the most");
     const Tensor from = dense(codes);
-    const int64_t shape[4] = {panels(n), quads(k) + 1, kPanel, kQuad};
-    const int64_t strides[4] = {panel_bytes(k), kPanel * kQuad, kQuad, 1};
+    const int64_t bytes = int8_layout(n, k).bytes(), step = 1;
     AtenTensorHandle fresh = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, shape, strides, aoti_torch_dtype_int8(),
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &bytes, &step, aoti_torch_dtype_int8(),
                                                            aoti_torch_device_type_cpu(), 0, &fresh));
     Tensor packed(fresh);
     const auto* in = static_cast<const int8_t*>(from.data_ptr());
     auto* out = static_cast<int8_t*>(packed.data_ptr());
     split(panels(n), n * k < kSerialElements, [&](int64_t begin, int64_t end) {
-        for (int64_t p = begin; p < end; ++p) pack_block(in, n, k, p, out + p * panel_bytes(k));
+        for (int64_t p = begin; p < end; ++p) pack_quads(in, n, k, p, out);
     });
     return packed;
 }
@@ -146,6 +161,7 @@ STABLE_TORCH_LIBRARY_IMPL(fxquant, CPU, m) {
     m.impl("int8_quantize_per_token", TORCH_BOX(&fxquant::int8_quantize_per_token));
     m.impl("int8_pack", TORCH_BOX(&fxquant::int8_pack));
     m.impl("int8_linear_dynamic", TORCH_BOX(&fxquant::int8_linear_dynamic));
+    m.impl("int8_linear_static", TORCH_BOX(&fxquant::int8_linear_static));
     m.impl("int8_linear", TORCH_BOX(&fxquant::int8_linear));
     m.impl("int8_linear_weight_only", TORCH_BOX(&fxquant::int8_linear_weight_only));
 }

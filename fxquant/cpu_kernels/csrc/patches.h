@@ -1,63 +1,6 @@
 // Convolutions: activations laid out so that a patch is a table of offsets, rows of codes gathered from them, float products
 // that read patches where they lie, and results turned round. Included into each isa_*.cpp after products.h.
 
-// Vectors of 16 bytes, which every instruction set can interleave. Their elements count as unsigned, whatever they hold.
-template <class E>
-struct Lane16 {
-    using Raw = std::conditional_t<sizeof(E) == 1, uint8_t, std::conditional_t<sizeof(E) == 2, uint16_t, uint32_t>>;
-    static constexpr int kCount = 16 / static_cast<int>(sizeof(E));
-    typedef Raw V __attribute__((vector_size(16)));
-};
-
-#if defined(__clang__)
-#define FXQUANT_SHUFFLE(V, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define FXQUANT_SHUFFLE(V, a, b, ...) __builtin_shuffle(a, b, V{__VA_ARGS__})
-#endif
-
-// The first, or last, halves of two vectors, their elements taken in turn.
-template <class V>
-inline V low_halves(V a, V b) {
-    if constexpr (sizeof(a[0]) == 1) return FXQUANT_SHUFFLE(V, a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    else if constexpr (sizeof(a[0]) == 2) return FXQUANT_SHUFFLE(V, a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-    else return FXQUANT_SHUFFLE(V, a, b, 0, 4, 1, 5);
-}
-
-template <class V>
-inline V high_halves(V a, V b) {
-    if constexpr (sizeof(a[0]) == 1) return FXQUANT_SHUFFLE(V, a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-    else if constexpr (sizeof(a[0]) == 2) return FXQUANT_SHUFFLE(V, a, b, 4, 12, 5, 13, 6, 14, 7, 15);
-    else return FXQUANT_SHUFFLE(V, a, b, 2, 6, 3, 7);
-}
-
-// n <= kCount lines of up to kCount elements become columns: to[j * to_stride + i] = line(i)[j], for j < count. line(i) gives
-// an address that 16 bytes may be read from; 16 bytes of each row of `to` are written, zeros where i >= n.
-template <class E, class Line>
-inline void turn_tile(Line line, int64_t n, int64_t count, E* to, int64_t to_stride) {
-    using V = typename Lane16<E>::V;
-    constexpr int T = Lane16<E>::kCount;
-    V a[T], b[T];
-    if (n == T) {
-        FXQUANT_UNROLL for (int i = 0; i < T; ++i) a[i] = load<V>(line(i));
-    } else {
-        for (int i = 0; i < T; ++i) a[i] = i < n ? load<V>(line(i)) : V{};
-    }
-    // Interleaving line i with line i + T/2, log2(T) times, is a transposition.
-    for (int stage = 1; stage < T; stage *= 2) {
-#pragma GCC unroll 8
-        for (int i = 0; i < T / 2; ++i) {
-            b[2 * i] = low_halves(a[i], a[i + T / 2]);
-            b[2 * i + 1] = high_halves(a[i], a[i + T / 2]);
-        }
-        FXQUANT_UNROLL for (int i = 0; i < T; ++i) a[i] = b[i];
-    }
-    if (count >= T) {
-        FXQUANT_UNROLL for (int j = 0; j < T; ++j) store(to + j * to_stride, a[j]);
-    } else {
-        for (int64_t j = 0; j < count; ++j) store(to + j * to_stride, a[j]);
-    }
-}
-
 // from [rows][columns], rows `from_stride` elements apart, into to [columns][rows], `to_stride` apart. Up to 15 bytes are read
 // past the end of each row of `from`; nothing outside of `to` is written. Few columns at a time: rows of `to` are often a power
 // of two apart, and so many of them do not fit into one set of the L1 cache.
@@ -69,7 +12,7 @@ void turn(const E* from, int64_t from_stride, int64_t rows, int64_t columns, E* 
         for (int64_t r = 0; r < rows; r += T) {
             const int64_t n = rows - r < T ? rows - r : T;
             const E* at = from + r * from_stride + c;
-            const auto line = [&](int64_t i) { return at + i * from_stride; };
+            const auto line = [&](int64_t i) { return load<typename Lane16<E>::V>(at + i * from_stride); };
             if (n == T) {
                 turn_tile<E>(line, n, count, to + c * to_stride + r, to_stride);
                 continue;
@@ -83,17 +26,15 @@ void turn(const E* from, int64_t from_stride, int64_t rows, int64_t columns, E* 
 
 // ---- laying out
 
-// n values, as staged codes of one factor (0: the granule is zero or not finite, all codes are 0) or as floats.
+// n values, as staged codes of one factor or as floats. Of NaN and infinity the code does not matter: the sample's scale is NaN.
 template <class Isa, Float T, class Out>
 void convert_line(const char* from, int64_t n, float factor, Out* to) {
-    using I = typename Isa::I;
     constexpr int W = Isa::kWidth;
     const auto converted = [&](typename Isa::F v) {
         if constexpr (sizeof(Out) == sizeof(float) && std::is_same_v<Out, float>) {
             return v;
         } else {
-            const I code = factor == 0.0f ? I{} : round_codes<Isa>(v, factor);
-            return __builtin_convertvector(code + Isa::kCodeOffset, typename Isa::CodeVector);
+            return __builtin_convertvector(saturated_codes<Isa>(v, factor) + Isa::kCodeOffset, typename Isa::CodeVector);
         }
     };
     int64_t k = 0;
@@ -235,7 +176,7 @@ void stage_patches(const Patches& p, int64_t row0, int64_t row1, void* staged, i
             E* to = static_cast<E*>(staged) + (row + r - row0) * step;
             for (int64_t k = 0; k < p.count; k += T) {  // the table of offsets is padded with zeros
                 const int64_t* offset = p.offsets + k;
-                turn_tile<E>([&](int64_t i) { return at + r + offset[i]; }, T, n - r, to + k, step);
+                turn_tile<E>([&](int64_t i) { return load<typename Lane16<E>::V>(at + r + offset[i]); }, T, n - r, to + k, step);
             }
         }
     });
@@ -323,12 +264,13 @@ template <class Isa>
 void coded_patches(const Patches& p, const CodedWeight& w, int64_t panel, int64_t row0, int64_t row1, void* out, Float out_type,
                    int64_t width, int64_t column) {
     PatchTask<Isa> task(p, w, panel, row0, row1);
-    with_bits(w.bits, [&](auto bits) {
+    with_bits(held_bits(w, panel), [&](auto bits) {
         const typename Isa::template Lookup<bits()> lookup(w);
         Granule<Isa> granule(w, panel);
+        alignas(64) uint8_t room[kTileK * kPanel];
         for (int64_t k = 0; k < w.in_features; k += kTileK) {
             const int64_t end = k + kTileK < w.in_features ? k + kTileK : w.in_features;
-            decode_tile<Isa, bits()>(lookup, granule, panel_of(w, panel), k, end, task.tile);
+            decode_tile<Isa, bits()>(lookup, granule, blocks_of<Isa, bits()>(w, panel, k, end, room), k, end, task.tile);
             task.add(k, end);
         }
     });

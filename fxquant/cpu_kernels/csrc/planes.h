@@ -90,17 +90,15 @@ inline typename Isa::F e8m0_values(typename Isa::U code) {
     return bits<typename Isa::F>(code == 0xffu ? U{} + 0x7fc00000u : usual);
 }
 
-// The 64 numbers from `first` on: those of one granule and panel.
+// 64 numbers that stand next to each other, from number `first` on.
 template <class Isa>
-void read_granule(const Granules& from, int64_t first, float* to) {
+inline void read_numbers(const void* data, Stored type, int64_t first, float* to) {
     constexpr int W = Isa::kWidth;
-    const auto* bytes = static_cast<const uint8_t*>(from.data) + first;
+    const auto* bytes = static_cast<const uint8_t*>(data) + first;
     for (int64_t c = 0; c < kPanel; c += W) {
-        switch (from.type) {
-            case Stored::f32: store(to + c, load_float<Isa, Float::f32>(static_cast<const float*>(from.data) + first + c)); break;
-            case Stored::bf16:
-                store(to + c, load_float<Isa, Float::bf16>(static_cast<const uint16_t*>(from.data) + first + c));
-                break;
+        switch (type) {
+            case Stored::f32: store(to + c, load_float<Isa, Float::f32>(static_cast<const float*>(data) + first + c)); break;
+            case Stored::bf16: store(to + c, load_float<Isa, Float::bf16>(static_cast<const uint16_t*>(data) + first + c)); break;
             case Stored::e8m0: store(to + c, e8m0_values<Isa>(load_bytes<Isa>(bytes + c))); break;
             case Stored::e4m3: store(to + c, e4m3_values<Isa>(load_bytes<Isa>(bytes + c))); break;
             case Stored::u8:
@@ -110,22 +108,58 @@ void read_granule(const Granules& from, int64_t first, float* to) {
     }
 }
 
+// Those of one granule for the features from `first` on, `count` of them: a copy, which a vector may be read from.
+template <class Number>
+inline void copy_numbers(const CodedWeight& w, const Granules& from, int64_t granule, int64_t first, int64_t count, char* to) {
+    const auto* numbers = static_cast<const Number*>(from.data);
+    if (from.rows == 0) {
+        std::memcpy(to, numbers + first * w.granules + granule * count, count * static_cast<int64_t>(sizeof(Number)));
+        return;
+    }
+    for (int64_t c = 0; c < count;) {
+        const int64_t row = (first + c) / from.rows, end = (row + 1) * from.rows - first;
+        const Number number = numbers[row * w.granules + granule];
+        for (; c < count && c < end; ++c) store(to + c * static_cast<int64_t>(sizeof(Number)), number);
+    }
+}
+
+template <class Isa>
+FXQUANT_TILE void read_copied(const CodedWeight& w, const Granules& from, int64_t granule, int64_t first, int64_t count, float* to) {
+    alignas(64) char copy[kPanel * sizeof(float)] = {};
+    switch (from.type) {
+        case Stored::f32: copy_numbers<uint32_t>(w, from, granule, first, count, copy); break;
+        case Stored::bf16: copy_numbers<uint16_t>(w, from, granule, first, count, copy); break;
+        default: copy_numbers<uint8_t>(w, from, granule, first, count, copy);
+    }
+    read_numbers<Isa>(copy, from.type, 0, to);
+}
+
+// The numbers of one granule for the 64 features of a panel. Where there is no feature: of code 0.
+template <class Isa>
+inline void read_granule(const CodedWeight& w, const Granules& from, int64_t panel, int64_t granule, float* to) {
+    const int64_t first = panel * kPanel, left = w.out_features - first;
+    if (from.rows == 0 && left >= kPanel) {
+        return read_numbers<Isa>(from.data, from.type, first * w.granules + granule * kPanel, to);
+    }
+    read_copied<Isa>(w, from, granule, first, left < kPanel ? left : kPanel, to);
+}
+
 // The granule that k lies in, as floats for the 64 features of a panel.
 template <class Isa>
 struct Granule {
-    Granule(const CodedWeight& weight, int64_t panel) : w(weight), first(panel * weight.granules * kPanel) {}
+    Granule(const CodedWeight& weight, int64_t panel) : w(weight), panel(panel) {}
 
     void enter(int64_t k) {
         if (begin <= k && k < end) return;
         const int64_t index = k / w.granule < w.granules ? k / w.granule : w.granules - 1;  // padding belongs to the last one
         begin = index * w.granule;
         end = index + 1 < w.granules ? begin + w.granule : INT64_MAX;
-        read_granule<Isa>(w.scale, first + index * kPanel, scale);
-        if (w.scheme != Scheme::symmetric) read_granule<Isa>(w.zero, first + index * kPanel, zero);
+        read_granule<Isa>(w, w.scale, panel, index, scale);
+        if (w.scheme != Scheme::symmetric) read_granule<Isa>(w, w.zero, panel, index, zero);
     }
 
     const CodedWeight& w;
-    const int64_t first;
+    const int64_t panel;
     int64_t begin = 0, end = 0;
     alignas(64) float scale[kPanel];
     alignas(64) float zero[kPanel];
@@ -159,13 +193,13 @@ FXQUANT_TILE void decode_across(const typename Isa::template Lookup<Bits>& looku
     }
 }
 
-// Values of the k from k0 (a multiple of 8) to k1, up to whole blocks: tile [k1 - k0, 64]. Bit-equal to numerics.decode.
+// Values of the k from k0 (a multiple of 8, where `block` is) to k1, up to whole blocks: tile [k1 - k0, 64]. Bit-equal to
+// numerics.decode.
 template <class Isa, int Bits, Scheme S>
-FXQUANT_TILE void decode_tile_of(const typename Isa::template Lookup<Bits>& table, Granule<Isa>& granule, const uint8_t* panel,
+FXQUANT_TILE void decode_tile_of(const typename Isa::template Lookup<Bits>& table, Granule<Isa>& granule, const uint8_t* block,
                               int64_t k0, int64_t k1, float* tile) {
     constexpr int W = Isa::kWidth;
     const typename Isa::template Lookup<Bits> lookup = table;  // a copy of its own stays in registers
-    const uint8_t* block = panel + k0 / kBlock * Bits * kPanel;
     for (int64_t k = k0; k < k1; k += kBlock, block += Bits * kPanel, tile += kBlock * kPanel) {
         FXQUANT_UNROLL for (int row = 0; row < Bits; ++row) __builtin_prefetch(block + kFetchAhead + row * kPanel);
         FXQUANT_UNROLL_WIDE for (int q = 0; q < 2; ++q) {
@@ -183,11 +217,11 @@ FXQUANT_TILE void decode_tile_of(const typename Isa::template Lookup<Bits>& tabl
 }
 
 template <class Isa, int Bits>
-inline void decode_tile(const typename Isa::template Lookup<Bits>& lookup, Granule<Isa>& granule, const uint8_t* panel, int64_t k0,
+inline void decode_tile(const typename Isa::template Lookup<Bits>& lookup, Granule<Isa>& granule, const uint8_t* block, int64_t k0,
                         int64_t k1, float* tile) {
     switch (granule.w.scheme) {
-        case Scheme::symmetric: return decode_tile_of<Isa, Bits, Scheme::symmetric>(lookup, granule, panel, k0, k1, tile);
-        case Scheme::affine: return decode_tile_of<Isa, Bits, Scheme::affine>(lookup, granule, panel, k0, k1, tile);
-        case Scheme::shift: return decode_tile_of<Isa, Bits, Scheme::shift>(lookup, granule, panel, k0, k1, tile);
+        case Scheme::symmetric: return decode_tile_of<Isa, Bits, Scheme::symmetric>(lookup, granule, block, k0, k1, tile);
+        case Scheme::affine: return decode_tile_of<Isa, Bits, Scheme::affine>(lookup, granule, block, k0, k1, tile);
+        case Scheme::shift: return decode_tile_of<Isa, Bits, Scheme::shift>(lookup, granule, block, k0, k1, tile);
     }
 }

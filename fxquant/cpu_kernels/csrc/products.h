@@ -1,7 +1,7 @@
 // The two products, one task at a time: int8 x int8 with int32 sums, and float32 x int8 with float32 sums.
 // Included into each isa_*.cpp inside an anonymous namespace, after vectors.h.
 
-// What the 64 columns of one packed block need at the end. A part-filled last block gets padded copies, so that the
+// What the 64 columns of one panel need at the end. A part-filled panel gets padded copies, so that the
 // epilogue always works on whole vectors.
 struct Columns {
     int64_t first;
@@ -67,7 +67,7 @@ inline void dot(int64_t rows, const char* codes, int64_t stride, const int8_t* b
     if constexpr (R > 1) dot<Isa, R - 1>(rows, codes, stride, b, depth, acc, add, fetch);
 }
 
-// Depth blocks of the int8 product, in quads: 1024 x 64 x 4 codes are 256 KiB of one packed block, which stays in an L2 of
+// Depth blocks of the int8 product, in quads: 1024 x 64 x 4 codes are 256 KiB of one panel, which stays in an L2 of
 // 512 KiB or more while all row groups pass over it. (L1-sized blocks cost more in reloaded sums than they save.)
 constexpr int64_t kDepthQuads = 1024;
 
@@ -75,23 +75,43 @@ constexpr int64_t kDepthQuads = 1024;
 // code * code: only the true sum, at most 127 * 127 * K, has to fit. Beyond it the sums are kept in int64.
 constexpr int64_t kWrapSafe = 131072;
 
+// Adds the sums of the columns' codes, which undo the offset of staged codes; `add` false begins them.
+template <class Isa>
+void add_sums(const int8_t* b, int64_t depth, int32_t* sums, bool add) {
+    if constexpr (Isa::kCodeOffset == 0) return;
+    constexpr int64_t kPiece = PanelQuads<Isa>::kSpread;
+    char ones[kPiece * kQuad];
+    std::memset(ones, 1, sizeof(ones));
+    for (int64_t q = 0; q < depth; q += kPiece) {
+        dot<Isa>(1, ones, 0, b + q * kPanel * kQuad, depth - q < kPiece ? depth - q : kPiece, sums, add || q > 0, nullptr);
+    }
+}
+
+// Those of a whole full panel.
+template <class Isa>
+void full_sums(const Weight& w, const PanelQuads<Isa>& b, int32_t* sums) {
+    if (!stores_sums(w.in_features)) return add_sums<Isa>(b.packed, b.depth, sums, false);
+    std::memcpy(sums, b.packed + b.depth * kPanel * kQuad, kPanel * sizeof(int32_t));
+}
+
 // The same product where K is beyond kWrapSafe: int64 sums over pieces that cannot overflow by themselves.
 template <class Isa>
-void int8_product_wide(const Int8Problem& p, const Task& t, const int8_t* b, const Columns& columns) {
+void int8_product_wide(const Int8Problem& p, const Task& t, PanelQuads<Isa>& b, const Columns& columns) {
     constexpr int W = Isa::kWidth;
-    constexpr int64_t kPiece = 8192;  // quads: 32768 * 255 * 127 < 2^31
-    const int64_t depth = quads(p.weight.in_features);
+    const int64_t step = b.full ? 8192 : PanelQuads<Isa>::kSpread;  // quads: 32768 * 255 * 127 < 2^31
     const char* codes = static_cast<const char*>(p.codes);
     alignas(64) int32_t piece[Isa::kTall * kPanel];
-    alignas(64) int32_t sums[kPanel];
-    std::memcpy(sums, b + depth * kPanel * kQuad, sizeof(sums));
+    alignas(64) int32_t sums[kPanel] = {};
+    if (b.full) full_sums<Isa>(p.weight, b, sums);
+    for (int64_t q = 0; !b.full && q < b.depth; q += step) add_sums<Isa>(b.at(q), b.depth - q < step ? b.depth - q : step, sums, q > 0);
     for_groups(t.row0, t.row1, Isa::kTall, [&](int64_t, int64_t row, int64_t height) {
         int64_t total[Isa::kTall * kPanel];
         for (int64_t i = 0; i < height * kPanel; ++i) total[i] = -int64_t{Isa::kCodeOffset} * sums[i % kPanel];
-        for (int64_t q = 0; q < depth; q += kPiece) {
-            const int64_t n = depth - q < kPiece ? depth - q : kPiece;
+        for (int64_t q = 0; q < b.depth; q += step) {
+            const int64_t n = b.depth - q < step ? b.depth - q : step;
             const char* a = codes + row * p.code_stride + q * kQuad * static_cast<int64_t>(sizeof(typename Isa::Code));
-            dot<Isa>(height, a, p.code_stride, b + q * kPanel * kQuad, n, piece, false, b);
+            const int8_t* at = b.at(q);
+            dot<Isa>(height, a, p.code_stride, at, n, piece, false, at);
             for (int64_t i = 0; i < height * kPanel; ++i) total[i] += piece[i];
         }
         for (int64_t r = 0; r < height; ++r) {
@@ -103,37 +123,41 @@ void int8_product_wide(const Int8Problem& p, const Task& t, const int8_t* b, con
                 row + r, p.weight.out_features);
         }
     });
-    static_assert(kPanel % W == 0, "whole vectors in a block");
+    static_assert(kPanel % W == 0, "whole vectors in a panel");
 }
 
 template <class Isa>
 void int8_product(const Int8Problem& p, const Task& t) {
     using I = typename Isa::I;
-    const int64_t depth = quads(p.weight.in_features);
-    const int8_t* b = p.weight.packed + t.panel * panel_bytes(p.weight.in_features);
+    PanelQuads<Isa> b(p.weight, t.panel);
     const Columns columns(p.weight, t.panel);
     if (p.weight.in_features > kWrapSafe) return int8_product_wide<Isa>(p, t, b, columns);
 
     alignas(64) int32_t acc[kRowBlock * kPanel];
-    alignas(64) int32_t shift[kPanel];  // Offset * column sum, wrapped
-    for (int64_t c = 0; c < kPanel; ++c) {
-        const uint32_t sum = load<uint32_t>(b + depth * kPanel * kQuad + c * 4);
-        shift[c] = static_cast<int32_t>(sum * static_cast<uint32_t>(Isa::kCodeOffset));
-    }
-    const int64_t pieces = (depth + kDepthQuads + kDepthQuads / 2 - 1) / (kDepthQuads + kDepthQuads / 2);
-    // While the row groups pass over this block, each of the first four brings a quarter of the next one into L2. A lone
+    alignas(64) int32_t shift[kPanel] = {};  // sums of the columns, in the end times the offset, wrapped
+    if (b.full) full_sums<Isa>(p.weight, b, shift);
+    const int64_t depth = b.depth, most = kDepthQuads + kDepthQuads / 2, spread = PanelQuads<Isa>::kSpread;
+    const int64_t pieces = b.full ? (depth + most - 1) / most : (depth + spread - 1) / spread;
+    // While the row groups pass over this panel, each of the first four brings a quarter of the next one into L2. A lone
     // group does not: it is waiting for memory itself.
     const int64_t fetch_step = depth * kPanel * kQuad / 4;
     const int8_t* next = t.row1 - t.row0 > Isa::kTall ? t.next : nullptr;
     for (int64_t piece = 0; piece < pieces; ++piece) {
-        const int64_t q0 = depth * piece / pieces, q1 = depth * (piece + 1) / pieces;
+        const bool last = piece + 1 == pieces;
+        const int64_t q0 = b.full ? depth * piece / pieces : piece * spread;
+        const int64_t q1 = last ? depth : b.full ? depth * (piece + 1) / pieces : q0 + spread;
+        const int8_t* codes_of_b = b.at(q0);
+        if (!b.full) add_sums<Isa>(codes_of_b, q1 - q0, shift, piece > 0);
+        for (int64_t c = 0; last && c < kPanel; ++c) {
+            shift[c] = static_cast<int32_t>(static_cast<uint32_t>(shift[c]) * static_cast<uint32_t>(Isa::kCodeOffset));
+        }
         for_groups(t.row0, t.row1, Isa::kTall, [&](int64_t g, int64_t row, int64_t height) {
             const char* a = static_cast<const char*>(p.codes) + row * p.code_stride +
                             q0 * kQuad * static_cast<int64_t>(sizeof(typename Isa::Code));
             int32_t* sums = acc + (pieces == 1 ? 0 : (row - t.row0) * kPanel);
             const int8_t* fetch = next == nullptr ? nullptr : next + (g < 3 ? g : 3) * fetch_step;
-            dot<Isa>(height, a, p.code_stride, b + q0 * kPanel * kQuad, q1 - q0, sums, piece > 0, fetch);
-            if (piece + 1 < pieces) return;
+            dot<Isa>(height, a, p.code_stride, codes_of_b, q1 - q0, sums, piece > 0, fetch);
+            if (!last) return;
             for (int64_t r = 0; r < height; ++r) {
                 const int32_t* sum = sums + r * kPanel;
                 const float x_scale = p.x_scale[row + r];
@@ -159,13 +183,15 @@ inline typename Isa::F code_floats(const int8_t* quad_columns) {
     return __builtin_convertvector(raised >> 24, typename Isa::F);
 }
 
-// R rows x NV vectors of columns, sums over all of K, codes widened in registers: one byte is read where floats take four.
+// R rows x NV vectors of columns, codes widened in registers: one byte is read where floats take four. acc is added to, or
+// begun.
 template <class Isa, int R, int NV>
-FXQUANT_TILE void float_tile_packed(const float* x, int64_t stride, const int8_t* b, int64_t depth, float* acc) {
+FXQUANT_TILE void float_tile_packed(const float* x, int64_t stride, const int8_t* b, int64_t depth, float* acc, bool add) {
     using F = typename Isa::F;
     constexpr int W = Isa::kWidth;
     F sum[R][NV];
-    FXQUANT_UNROLL for (int r = 0; r < R; ++r) FXQUANT_UNROLL for (int j = 0; j < NV; ++j) sum[r][j] = F{};
+    FXQUANT_UNROLL for (int r = 0; r < R; ++r) FXQUANT_UNROLL for (int j = 0; j < NV; ++j)
+        sum[r][j] = add ? load<F>(acc + r * kPanel + j * W) : F{};
     const auto step = [&](const float* at, F b0, int j) {
         FXQUANT_UNROLL for (int r = 0; r < R; ++r) sum[r][j] = Isa::fma(Isa::splat(at[r * stride]), b0, sum[r][j]);
     };
@@ -203,19 +229,20 @@ FXQUANT_TILE void float_tile_wide(const float* x, int64_t stride, const float* t
 }
 
 template <class Isa, int R = Isa::kFloatTall>
-inline void float_tile(bool packed, int64_t rows, const float* x, int64_t stride, const void* b, int64_t depth, float* acc) {
+inline void float_tile(bool packed, int64_t rows, const float* x, int64_t stride, const void* b, int64_t depth, float* acc,
+                       bool add = true) {
     constexpr int W = Isa::kWidth, NV = Isa::kFloatVectors;
     if (rows == R) {
         for (int64_t c = 0; c < kPanel; c += NV * W) {
             if (packed) {
-                float_tile_packed<Isa, R, NV>(x, stride, static_cast<const int8_t*>(b) + c * kQuad, depth, acc + c);
+                float_tile_packed<Isa, R, NV>(x, stride, static_cast<const int8_t*>(b) + c * kQuad, depth, acc + c, add);
             } else {
                 float_tile_wide<Isa, R, NV>(x, stride, static_cast<const float*>(b) + c, depth, acc + c);
             }
         }
         return;
     }
-    if constexpr (R > 1) float_tile<Isa, R - 1>(packed, rows, x, stride, b, depth, acc);
+    if constexpr (R > 1) float_tile<Isa, R - 1>(packed, rows, x, stride, b, depth, acc, add);
 }
 
 template <class Isa>
@@ -243,26 +270,24 @@ constexpr int64_t kWidenInRegisters = 96;
 template <class Isa>
 void float_product(const FloatProblem& p, const Task& t) {
     using F = typename Isa::F;
-    const int64_t depth = quads(p.weight.in_features);
-    const int8_t* b = p.weight.packed + t.panel * panel_bytes(p.weight.in_features);
-    const Columns columns(p.weight, t.panel);
+    PanelQuads<Isa> b(p.weight, t.panel);
+    const bool in_registers = t.row1 - t.row0 <= kWidenInRegisters;
+    static_assert(PanelQuads<Isa>::kSpread <= kFloatDepthQuads, "what is spread at a time fits into a tile");
+    const int64_t step = !b.full ? PanelQuads<Isa>::kSpread : in_registers ? b.depth : kFloatDepthQuads;
     alignas(64) float acc[kRowBlock * kPanel];
-    if (t.row1 - t.row0 <= kWidenInRegisters) {
+    alignas(64) float tile[kFloatDepthQuads * kQuad * kPanel];
+    if (!in_registers) std::memset(acc, 0, (t.row1 - t.row0) * kPanel * sizeof(float));
+    for (int64_t q = 0; q < b.depth; q += step) {
+        const int64_t n = b.depth - q < step ? b.depth - q : step;
+        const int8_t* codes = b.at(q);
+        if (!in_registers) widen_codes<Isa>(codes, n, tile);
+        const void* columns_of_b = in_registers ? static_cast<const void*>(codes) : tile;
         for_groups(t.row0, t.row1, Isa::kFloatTall, [&](int64_t, int64_t row, int64_t height) {
-            float_tile<Isa>(true, height, p.x + row * p.x_stride, p.x_stride, b, depth, acc + (row - t.row0) * kPanel);
+            float_tile<Isa>(in_registers, height, p.x + row * p.x_stride + q * kQuad, p.x_stride, columns_of_b, n,
+                            acc + (row - t.row0) * kPanel, q > 0);
         });
-    } else {
-        alignas(64) float tile[kFloatDepthQuads * kQuad * kPanel];
-        std::memset(acc, 0, (t.row1 - t.row0) * kPanel * sizeof(float));
-        for (int64_t q = 0; q < depth; q += kFloatDepthQuads) {
-            const int64_t n = depth - q < kFloatDepthQuads ? depth - q : kFloatDepthQuads;
-            widen_codes<Isa>(b + q * kPanel * kQuad, n, tile);
-            for_groups(t.row0, t.row1, Isa::kFloatTall, [&](int64_t, int64_t row, int64_t height) {
-                float_tile<Isa>(false, height, p.x + row * p.x_stride + q * kQuad, p.x_stride, tile, n,
-                                acc + (row - t.row0) * kPanel);
-            });
-        }
     }
+    const Columns columns(p.weight, t.panel);
     for (int64_t row = t.row0; row < t.row1; ++row) {
         const float* sum = acc + (row - t.row0) * kPanel;
         finish<Isa>(
@@ -289,12 +314,14 @@ constexpr Kernels kernels_of(const char* name) {
     k.code_bytes = sizeof(typename Isa::Code);
     k.quantize = quantize<Isa>;
     k.quantize_staged = quantize_staged<Isa>;
+    k.quantize_static = quantize_static<Isa>;
     k.stage = stage<Isa>;
     k.widen = widen<Isa>;
     k.int8_product = int8_product<Isa>;
     k.float_product = float_product<Isa>;
     k.fake_quantize = fake_quantize<Isa>;
     k.fake_quantize_piece = fake_quantize_piece<Isa>;
+    k.fake_quantize_static = fake_quantize_static<Isa>;
     k.amax = largest_bits<Isa>;
     k.narrow = narrow<Isa>;
     k.int8_scaling = int8_scaling;

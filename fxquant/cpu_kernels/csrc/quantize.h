@@ -47,17 +47,47 @@ uint32_t amax_bits(const char* row, int64_t width) {
     return static_cast<uint32_t>(largest_lane<I, W>(best));
 }
 
-// rint(x * factor), half to even, for |x * factor| < 2^22: the sum's last bits are the integer. No clamp is needed:
-// amax * (127 / amax) is at most 127 (1 + u)^2, which rounds to 127.
+// rint(v), half to even, for |v| < 2^22: the sum's last bits are the integer.
 template <class Isa>
-inline typename Isa::I round_codes(typename Isa::F x, float factor) {
-    using I = typename Isa::I;
+inline typename Isa::I nearest_integers(typename Isa::F v) {
     constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23
-    const typename Isa::F shifted = x * factor + kMagic;  // two roundings: the files are built with -ffp-contract=off
-    return bits<I>(shifted) - 0x4b400000;
+    return bits<typename Isa::I>(v + kMagic) - 0x4b400000;
 }
 
-// One row of T into codes of type Code, each plus Offset. Padded: whole vectors may be written past the row's end.
+// Codes of values whose largest gave the factor. No clamp is needed: amax * (127 / amax) is at most 127 (1 + u)^2, which
+// rounds to 127.
+template <class Isa>
+inline typename Isa::I round_codes(typename Isa::F x, float factor) {
+    return nearest_integers<Isa>(x * factor);  // two roundings: the files are built with -ffp-contract=off
+}
+
+// Codes of any values: what is beyond the range saturates; NaN too, to some code.
+template <class Isa>
+inline typename Isa::I saturated_codes(typename Isa::F x, float factor) {
+    using F = typename Isa::F;
+    const F v = x * factor, top = F{} + 127.0f, bottom = F{} - 127.0f;
+    const F below = v < top ? v : top;
+    return nearest_integers<Isa>(below > bottom ? below : bottom);
+}
+
+// One row of T into codes: code_of(vector of values), each plus Offset. Padded: whole vectors may be written past the row's end.
+template <class Isa, Float T, class CodeVector, int Offset, bool Padded, class CodeOf>
+inline void store_codes(const char* row, int64_t width, char* codes, CodeOf code_of) {
+    constexpr int W = Isa::kWidth;
+    constexpr int64_t kCode = sizeof(CodeVector) / W;
+    int64_t k = 0;
+    for (; k + W <= width; k += W) {
+        const auto code = code_of(load_float<Isa, T>(row + k * size_of(T))) + Offset;
+        store(codes + k * kCode, __builtin_convertvector(code, CodeVector));
+    }
+    if (k < width) {
+        const auto code = code_of(load_tail<Isa, T>(row + k * size_of(T), width - k)) + Offset;
+        const CodeVector narrow = __builtin_convertvector(code, CodeVector);
+        std::memcpy(codes + k * kCode, &narrow, Padded ? sizeof(narrow) : (width - k) * kCode);
+    }
+}
+
+// One row of T into codes by its own range. Returns what a code is worth.
 template <class Isa, Float T, class CodeVector, int Offset, bool Padded>
 float quantize_row(const char* row, int64_t width, char* codes) {
     using I = typename Isa::I;
@@ -71,17 +101,23 @@ float quantize_row(const char* row, int64_t width, char* codes) {
         }
         return s.scale;
     }
-    int64_t k = 0;
-    for (; k + W <= width; k += W) {
-        const I code = round_codes<Isa>(load_float<Isa, T>(row + k * size_of(T)), s.factor) + Offset;
-        store(codes + k * kCode, __builtin_convertvector(code, CodeVector));
-    }
-    if (k < width) {
-        const I code = round_codes<Isa>(load_tail<Isa, T>(row + k * size_of(T), width - k), s.factor) + Offset;
-        const CodeVector narrow = __builtin_convertvector(code, CodeVector);
-        std::memcpy(codes + k * kCode, &narrow, Padded ? sizeof(narrow) : (width - k) * kCode);
-    }
+    store_codes<Isa, T, CodeVector, Offset, Padded>(row, width, codes,
+                                                    [&](typename Isa::F v) { return round_codes<Isa>(v, s.factor); });
     return s.scale;
+}
+
+// One row of T into staged codes by a factor that is given. Returns the bits of the largest absolute value, which say whether
+// all are finite.
+template <class Isa, Float T>
+uint32_t quantize_row_by(const char* row, int64_t width, float factor, char* codes) {
+    using I = typename Isa::I;
+    I best = I{};
+    store_codes<Isa, T, typename Isa::CodeVector, Isa::kCodeOffset, true>(row, width, codes, [&](typename Isa::F v) {
+        const I magnitude = bits<I>(v) & 0x7fffffff;
+        best = magnitude > best ? magnitude : best;
+        return saturated_codes<Isa>(v, factor);
+    });
+    return static_cast<uint32_t>(largest_lane<I, Isa::kWidth>(best));
 }
 
 template <class Isa, class CodeVector, int Offset, bool Padded>
@@ -112,6 +148,19 @@ template <class Isa>
 void quantize_staged(const Rows& x, int64_t row0, int64_t row1, void* staged, int64_t stride, float* scale) {
     quantize_rows<Isa, typename Isa::CodeVector, Isa::kCodeOffset, true>(x, row0, row1, static_cast<char*>(staged), stride,
                                                                          scale);
+}
+
+// A row that holds NaN or infinity gets scale NaN.
+template <class Isa>
+void quantize_static(const Rows& x, int64_t row0, int64_t row1, Scaling by, void* staged, int64_t stride, float* scale) {
+    for (int64_t r = row0; r < row1; ++r) {
+        const char* row = static_cast<const char*>(x.data) + r * x.stride * size_of(x.type);
+        char* to = static_cast<char*>(staged) + r * stride;
+        const uint32_t largest = x.type == Float::f32    ? quantize_row_by<Isa, Float::f32>(row, x.width, by.factor, to)
+                                 : x.type == Float::bf16 ? quantize_row_by<Isa, Float::bf16>(row, x.width, by.factor, to)
+                                                         : quantize_row_by<Isa, Float::f16>(row, x.width, by.factor, to);
+        scale[r] = finite_or_nan(by.scale, largest);
+    }
 }
 
 // int8 codes [rows, width], contiguous, into the form that the product reads.

@@ -144,12 +144,10 @@ public:
 
 private:
     void check_packed(const char* op, int64_t n, int64_t in_features) const {
-        const auto sizes = packed_.sizes();
-        const bool shape = sizes.size() == 4 && sizes[0] == panels(n) && sizes[1] == quads(in_features) + 1 &&
-                           sizes[2] == kPanel && sizes[3] == kQuad;
-        STD_TORCH_CHECK(shape && packed_.scalar_type() == ScalarType::Char, "fxquant::", op,
-                        ": packed is not what int8_pack makes of [", n, ", ", in_features, "]: int8 [", panels(n), ", ",
-                        quads(in_features) + 1, ", ", kPanel, ", ", kQuad, "] is needed");
+        const int64_t bytes = int8_layout(n, in_features).bytes();
+        const bool fits = packed_.sizes().size() == 1 && packed_.numel() == bytes && packed_.scalar_type() == ScalarType::Char;
+        STD_TORCH_CHECK(fits, "fxquant::", op, ": packed is not what int8_pack makes of [", n, ", ", in_features, "]: int8 [", bytes,
+                        "] is needed");
     }
 
     const float* float_bias(const char* op, const Kernels& kernels, const Tensor& bias, int64_t n) {
@@ -167,6 +165,15 @@ private:
     std::optional<Tensor> bias_;
     std::unique_ptr<float[]> wide_bias_;
 };
+
+// A scale that is given for a whole activation, and its factor, as numerics.given has them.
+inline Scaling given_scaling(const char* op, const Tensor& scale) {
+    STD_TORCH_CHECK(scale.numel() == 1 && scale.scalar_type() == ScalarType::Float, "fxquant::", op, ": the scale of x has ",
+                    scale.numel(), " values of ", torch::headeronly::toString(scale.scalar_type()), "; one of Float is needed");
+    const float given = *static_cast<const float*>(scale.data_ptr());
+    if (!(given >= 0.0f && given < __builtin_inff())) return {__builtin_nanf(""), 0.0f};
+    return {given, given >= 0x1p-126f ? 1.0f / given : 0.0f};
+}
 
 // Rows of one pass: as many row blocks as kStagedBytes hold, at least one.
 inline int64_t pass_rows(int64_t rows, int64_t stride) {

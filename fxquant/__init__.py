@@ -3,20 +3,50 @@
 from __future__ import annotations
 
 from fxquant.backend import QuantizingBackend, backend
+from fxquant.calibration import Calibration
 from fxquant.compiled import CompiledModel, compile, explain, refresh
+from fxquant.model import QuantizeReport, freeze, memory_footprint, quantization_map, quantize, requantize
+from fxquant.model.lora import peft_config
+from fxquant.nn import QModule, register_module
 from fxquant.report import ModelReport
+from fxquant.spec import FLOAT8_E4M3FN as qfloat8
+from fxquant.spec import FLOAT8_E4M3FN as qfloat8_e4m3fn
+from fxquant.spec import FLOAT8_E4M3FNUZ as qfloat8_e4m3fnuz
+from fxquant.spec import FLOAT8_E5M2 as qfloat8_e5m2
+from fxquant.spec import INT2 as qint2
+from fxquant.spec import INT4 as qint4
+from fxquant.spec import INT8 as qint8
 from fxquant.spec import PRESETS, LinearSpec, QuantConfig, TensorSpec
+from fxquant.tensor import QuantizedTensor
 
 __all__ = [
     "PRESETS",
+    "Calibration",
     "CompiledModel",
     "LinearSpec",
     "ModelReport",
+    "QModule",
     "QuantConfig",
+    "QuantizeReport",
+    "QuantizedTensor",
     "QuantizingBackend",
     "TensorSpec",
     "backend",
     "compile",
     "explain",
+    "freeze",
+    "memory_footprint",
+    "peft_config",
+    "qfloat8",
+    "qfloat8_e4m3fn",
+    "qfloat8_e4m3fnuz",
+    "qfloat8_e5m2",
+    "qint2",
+    "qint4",
+    "qint8",
+    "quantization_map",
+    "quantize",
     "refresh",
+    "register_module",
+    "requantize",
 ]

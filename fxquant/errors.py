@@ -32,6 +32,10 @@ def _quoted(names: Iterable[str]) -> str:
     return ", ".join(repr(name) for name in names)
 
 
+def _listed(paths: Sequence[str]) -> str:
+    return _quoted(paths[:8]) + (f" and {len(paths) - 8} more" if len(paths) > 8 else "")
+
+
 def _rebuild(cls: type[FxQuantError], args: tuple[Any, ...], state: dict[str, Any]) -> FxQuantError:
     error = cls.__new__(cls, *args)
     error.args = args
@@ -122,7 +126,8 @@ class GradientsNeedTraining(FxQuantError, RuntimeError):
     def __init__(self, where: str) -> None:
         super().__init__(
             f"{where}: a gradient was asked for, but this is inference only. "
-            "Run it under torch.no_grad() or detach its input; quantized layers cannot be trained in this version."
+            "Run it under torch.no_grad() or detach its input. "
+            "To train with rounded weights, compile with training=True."
         )
 
 
@@ -206,12 +211,176 @@ class DumpFailed(FxQuantError, OSError):
         )
 
 
+class FrozenWeight(FxQuantError, AttributeError):
+    """A frozen weight that somebody would replace or train."""
+
+    def __init__(self, module: str, name: str) -> None:
+        super().__init__(
+            f"{module}.{name} is frozen: it is a dequantized copy of codes, and what is written to it would be lost. "
+            "Change the float model before freeze, or load codes with load_state_dict."
+        )
+
+
+class AlreadyFrozen(FxQuantError, RuntimeError):
+    """Modules whose weights are codes already, asked to become other codes; `paths` names them."""
+
+    def __init__(self, paths: Sequence[str], met: object, wanted: object) -> None:
+        self.paths = tuple(paths)
+        shown = ", ".join(map(repr, paths[:8])) + (f" and {len(paths) - 8} more" if len(paths) > 8 else "")
+        super().__init__(
+            f"{shown}: frozen as {met}, asked to become {wanted}. Their float weights are gone: "
+            "quantize the float model anew, or leave these modules out with exclude=."
+        )
+
+
+class NestedInput(FxQuantError, TypeError):
+    """A nested tensor given to a module that takes padded ones."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(
+            f"{where}: met a nested tensor, which the kernels do not take. Give it padded, as x.to_padded_tensor(0.0) "
+            "with a key_padding_mask. An nn.TransformerEncoder makes none if its use_nested_tensor is False, "
+            "as it is where fxquant.quantize has quantized the whole encoder."
+        )
+
+
+class NotAQuantizedClass(FxQuantError, TypeError):
+    """A class given to `register_module` that cannot stand in for the class it was registered for."""
+
+    def __init__(self, kind: object, base: type) -> None:
+        super().__init__(
+            f"{getattr(kind, '__name__', kind)!r} cannot be the quantized class of {base.__name__}: "
+            f"write it as class Q{base.__name__}(fxquant.QModule, {base.__name__})."
+        )
+
+
+class NonFiniteActivation(FxQuantError, ValueError):
+    """NaN or infinity among the values from which a calibration takes a range; `path` names the module."""
+
+    def __init__(self, path: str, side: str, count: int, total: int) -> None:
+        self.path = path
+        super().__init__(
+            f"calibration: {count} of {total} values in the {side} of module {path!r} are NaN or infinity, which have "
+            "no range; the batch was not counted. Check the data and the float model, float16 overflow above all; or "
+            "leave this module's activations float."
+        )
+
+
+class CalibrationOpen(FxQuantError, RuntimeError):
+    """One `Calibration` entered twice at a time."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this Calibration is open already: leave its block before it is entered again, or nest another one."
+        )
+
+
+class NothingRecorded(FxQuantError, RuntimeError):
+    """A picture asked of a `Calibration` that has seen no value."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this Calibration has seen no value: run data through a model with quantized activations in its block."
+        )
+
+
+class PackageMissing(FxQuantError, ImportError):
+    """A package that only this feature needs, and that is not installed."""
+
+    def __init__(self, package: str, what: str) -> None:
+        super().__init__(f"{what} needs {package}, which is not installed: pip install {package}")
+
+
+class InvalidQuantizationMap(FxQuantError, ValueError):
+    """A quantization map that does not fit the model, or that cannot be read; `problems` are short phrases."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        shown = "".join(f"\n  {problem}" for problem in self.problems[:16])
+        rest = f"\n  and {len(self.problems) - 16} more" if len(self.problems) > 16 else ""
+        super().__init__(
+            f"the quantization map does not fit; nothing has been changed:{shown}{rest}\n"
+            "Take the map that quantization_map(model) gave of the model whose state dict this is."
+        )
+
+
+class StateDictMismatch(FxQuantError, ValueError):
+    """A state dict that is not the model's; `missing`, `unexpected` and `wrong` are keys, or say what is wrong."""
+
+    def __init__(self, missing: Sequence[str], unexpected: Sequence[str], wrong: Sequence[str] = ()) -> None:
+        self.missing, self.unexpected, self.wrong = tuple(missing), tuple(unexpected), tuple(wrong)
+        parts = {"missing": self.missing, "unexpected": self.unexpected, "wrong": self.wrong}
+        lines = "".join(f"\n  {what}: {_listed(keys)}" for what, keys in parts.items() if keys)
+        super().__init__(
+            f"the state dict does not fit the model; nothing has been changed:{lines}\n"
+            "Check that model, state dict and quantization map belong together."
+        )
+
+
+class BuffersOnMeta(FxQuantError, RuntimeError):
+    """Tensors on the meta device whose values no state dict holds and nothing can compute anew; `names` are paths."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        super().__init__(
+            f"{_listed(self.names)}: on the meta device, not part of the state dict, and the model has no "
+            "_init_weights that computes them; nothing has been changed. Build the model with its buffers: without "
+            "torch.device('meta'), or under accelerate's init_empty_weights(), which keeps buffers real."
+        )
+
+
+class NotForQuanto(FxQuantError, ValueError):
+    """A module as optimum-quanto cannot hold it; `path` is the module's."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path = path
+        super().__init__(
+            f"{path or '(root)'}: optimum-quanto cannot hold it: {_sentence(reason)} "
+            "Quantize it anew as Quanto does, or keep it in fxquant's own state dict and quantization_map."
+        )
+
+
+class MergeRefused(FxQuantError, RuntimeError):
+    """An adapter that cannot be merged into a quantized weight."""
+
+    def __init__(self, module: str, reason: str) -> None:
+        super().__init__(f"{module}: {_sentence(reason)} Nothing has been merged; the adapter works unmerged.")
+
+
 class KernelsUnavailableWarning(UserWarning):
     """The compiled kernels cannot be used: the reference ops compute the same numbers, slower."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(
             f"fxquant's compiled kernels are not available: {reason}. The reference ops are used: same numbers, slower."
+        )
+
+
+class UncalibratedWarning(UserWarning):
+    """Modules whose activations are to be static, used before a `Calibration` has seen them; `paths` names them."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.paths = tuple(paths)
+        shown = ", ".join(map(repr, paths[:8])) + (f" and {len(paths) - 8} more" if len(paths) > 8 else "")
+        super().__init__(
+            f"activations of {shown} are to be quantized with a calibrated range, but no calibration has seen them: "
+            "each call takes the range of its own input. Run sample data under `with fxquant.Calibration():` first."
+        )
+
+
+class UncalibratedModules(UserWarning):
+    """Modules with quantized activations that no value of a `Calibration` reached; `paths` names them, () all."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.paths = tuple(paths)
+        met = (
+            f"the calibration reached no value of {_listed(self.paths)}: no scale was set there, an earlier one stays"
+            if paths
+            else "the calibration reached no module whose activations it could calibrate: no scale was set"
+        )
+        super().__init__(
+            f"{met}. Run data that uses these modules inside the block; "
+            "quantize(model, activations='int8') says which activations are quantized."
         )
 
 

@@ -99,8 +99,10 @@ def test_an_import_does_nothing(tmp_path: Path) -> None:
     assert not cache.exists()
 
 
-def test_an_import_adds_little_to_torchs_own() -> None:
-    """CPU seconds, which neighbours on the machine disturb less than wall-clock. Measured: 0.1 s."""
+def test_an_import_adds_little_to_torchs_own(tmp_path: Path) -> None:
+    """CPU seconds, which neighbours on the machine disturb less than wall-clock. Measured: 0.2 s, half of it a
+    collection of torch's garbage. Python's own byte code is kept, as it is for users: the first run makes it.
+    """
     code = """
 import time
 import torch
@@ -108,4 +110,8 @@ started = time.process_time()
 import fxquant
 print(time.process_time() - started)
 """
-    assert statistics.median(float(run_python(code)) for _ in range(3)) < 0.3  # pyright: ignore[reportArgumentType]
+    seconds = [
+        float(run_python(code, PYTHONPYCACHEPREFIX=str(tmp_path), PYTHONDONTWRITEBYTECODE=""))  # pyright: ignore[reportArgumentType]
+        for _ in range(4)
+    ]
+    assert statistics.median(seconds[1:]) < 0.3

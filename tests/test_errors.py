@@ -7,6 +7,7 @@ import pytest
 
 from fxquant import errors
 from fxquant.errors import (
+    CalibrationOpen,
     CaptureFailed,
     ForgottenNoGradWarning,
     FxQuantError,
@@ -14,12 +15,16 @@ from fxquant.errors import (
     InvalidOption,
     InvalidSpec,
     KernelsUnavailableWarning,
+    NonFiniteActivation,
     NonFiniteWeight,
     NotAModule,
+    NothingRecorded,
+    PackageMissing,
     PassFailed,
     PathRulesNeedModel,
     PatternMatchesNothing,
     ShapeMismatch,
+    UncalibratedModules,
     UnknownFormat,
     UnknownOption,
     UnknownPreset,
@@ -73,7 +78,7 @@ CASES = [
         GradientsNeedTraining("graph_000, input x"),
         RuntimeError,
         "graph_000, input x: a gradient was asked for, but this is inference only. Run it under torch.no_grad() or "
-        "detach its input; quantized layers cannot be trained in this version.",
+        "detach its input. To train with rounded weights, compile with training=True.",
     ),
     (
         NonFiniteWeight("a.weight", 1, (3, 4)),
@@ -114,6 +119,28 @@ CASES = [
         "strict: 2 sites would not run on a quantized kernel.\n  a: K = 3\n  b: K = 5\n"
         "Exclude them by a rule that gives None, or set strict=False.",
     ),
+    (
+        NonFiniteActivation("a.b", "input", 2, 64),
+        ValueError,
+        "calibration: 2 of 64 values in the input of module 'a.b' are NaN or infinity, which have no range; the batch "
+        "was not counted. Check the data and the float model, float16 overflow above all; or leave this module's "
+        "activations float.",
+    ),
+    (
+        CalibrationOpen(),
+        RuntimeError,
+        "this Calibration is open already: leave its block before it is entered again, or nest another one.",
+    ),
+    (
+        NothingRecorded(),
+        RuntimeError,
+        "this Calibration has seen no value: run data through a model with quantized activations in its block.",
+    ),
+    (
+        PackageMissing("matplotlib", "Calibration.plot"),
+        ImportError,
+        "Calibration.plot needs matplotlib, which is not installed: pip install matplotlib",
+    ),
 ]
 
 
@@ -136,7 +163,9 @@ def test_each_error_is_documented_and_a_builtin_too() -> None:
     defined = [c for _, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, FxQuantError)]
     defined.remove(FxQuantError)
     assert all(c.__doc__ for c in defined)
-    assert all(issubclass(c, (ValueError, TypeError, RuntimeError, OSError)) for c in defined)
+    assert all(
+        issubclass(c, (ValueError, TypeError, RuntimeError, OSError, AttributeError, ImportError)) for c in defined
+    )
 
 
 def test_first_pass_failing_has_none_before_it() -> None:
@@ -163,6 +192,10 @@ def test_warnings_are_user_warnings_and_say_what_to_do() -> None:
     forgotten = ForgottenNoGradWarning("graph_000")
     assert isinstance(forgotten, UserWarning)
     assert "The result carries no gradient. Call it under torch.no_grad()" in str(forgotten)
+    missed = UncalibratedModules([f"layer{i}" for i in range(10)])
+    assert isinstance(missed, UserWarning)
+    assert str(missed).startswith("the calibration reached no value of 'layer0', ")
+    assert "'layer7' and 2 more: no scale was set there, an earlier one stays. Run data" in str(missed)
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,6 @@ def test_text_where_a_spec_belongs_is_refused() -> None:
         LinearSpec("int8/channel", None)  # pyright: ignore[reportArgumentType]
     with pytest.raises(InvalidSpec, match=r"'int8wo': a Rule takes a LinearSpec or None; Rule\.parse reads text"):
         Rule("a", "int8wo")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(InvalidSpec, match="spec 'w=none x=int8/token': quantized activations need quantized weights"):
-        LinearSpec.parse("x=int8/token")
 
 
 def test_linear_spec_text() -> None:
@@ -79,7 +77,6 @@ def test_linear_spec_refuses_the_form(text: str) -> None:
         ("w=int8/channel x=int4/token", "activations are int8 or a float format, symmetric"),
         ("w=int8/channel x=int7/token", "activations are int8 or a float format, symmetric"),
         ("w=int8/channel x=int8/token/bf16", "scales of activations are float32, e8m0 or e4m3; leave 'bf16' out"),
-        ("x=int8/token", "quantized activations need quantized weights"),
         ("w=none algorithm=mse", "mse chooses codes of weights, but these stay float"),
         ("w=int8/channel algorithm=hqqq", "an algorithm is auto, absmax, minmax, mse, hqq; did you mean 'hqq'?"),
         ("w=int8/channel algorithm=minmax", "minmax is for affine or shift weights, but int8/channel is symmetric"),
@@ -195,7 +192,6 @@ def test_words_behind_a_name_change_the_preset(text: str, meaning: str) -> None:
         ("int4wo algorithm=hqq algorithm=mse", InvalidSpec, "each word at most once"),
         ("int4wo algorithm=absmax", InvalidSpec, "absmax is for symmetric weights"),
         ("int4wo int8wo", InvalidSpec, "each word at most once"),
-        ("int8dq w=none", InvalidSpec, "quantized activations need quantized weights"),
         ("int8dq w=int9", UnknownFormat, "Did you mean 'int8'?"),
         ("int8wo x=int4", InvalidOption, "activations are int8 or a float format"),
         ("int8wo w=int8/token", InvalidOption, "not per token"),
@@ -287,7 +283,7 @@ def test_a_convolution_reads_token_as_sample_and_leaves_groups_out(text: str, me
 @settings(deadline=None)
 @given(QUANTIZED)
 def test_weights_are_the_same_for_every_kind(spec: LinearSpec) -> None:
-    for kind in KINDS:
+    for kind in (kind for kind in KINDS if kind != "norm"):
         fitting, note = spec_of_kind(spec, kind)
         assert fitting is not None
         assert (fitting.weights, fitting.algorithm) == (spec.weights, spec.algorithm)
@@ -296,6 +292,24 @@ def test_weights_are_the_same_for_every_kind(spec: LinearSpec) -> None:
     assert conv_spec(conv_spec(spec)) == conv_spec(spec)
 
 
+@settings(deadline=None)
+@given(LINEAR)
+def test_a_norm_takes_activations_that_stand_alone(spec: LinearSpec) -> None:
+    fitting, note = spec_of_kind(spec, "norm")
+    assert fitting == (spec if spec.weights is None and spec.activations is not None else None)
+    assert bool(note) == (spec.weights is not None)
+
+
+def test_activations_without_weights_are_a_spec() -> None:
+    spec = LinearSpec.parse("x=int8/token")
+    assert spec == linear_spec("x=int8") == linear_spec("int8dq w=none") == linear_spec("w=none x=int8/token")
+    assert str(spec) == "w=none x=int8/token"
+    assert not spec.is_float
+    for refused in ("x=int8/channel", "x=int4", "x=int8/token algorithm=mse"):
+        with pytest.raises((InvalidSpec, InvalidOption)):
+            linear_spec(refused)
+
+
 def test_a_kind_that_does_not_exist() -> None:
-    with pytest.raises(InvalidOption, match=r"it takes 'linear', 'conv', 'embedding'; did you mean 'conv'\?"):
+    with pytest.raises(InvalidOption, match=r"it takes 'linear', 'conv', 'embedding', 'norm'; did you mean 'conv'\?"):
         spec_of_kind(None, "conv2")

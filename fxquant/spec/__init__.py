@@ -29,6 +29,7 @@ from fxquant.spec.formats import (
 )
 from fxquant.spec.linears import LinearSpec
 from fxquant.spec.presets import PRESETS, linear_spec, preset
+from fxquant.spec.resolve import ConfigLike, resolve_config
 from fxquant.spec.rules import Decision, Rule
 from fxquant.spec.tensors import NAMED_SPECS, TensorSpec
 
@@ -52,6 +53,7 @@ __all__ = [
     "SAMPLE",
     "TENSOR",
     "TOKEN",
+    "ConfigLike",
     "Decision",
     "Granularity",
     "LinearSpec",
@@ -64,4 +66,5 @@ __all__ = [
     "linear_spec",
     "number_format",
     "preset",
+    "resolve_config",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 
 from fxquant.errors import InvalidOption, UnknownOption
 from fxquant.spec.formats import NumberFormat
-from fxquant.spec.kinds import spec_of_kind
+from fxquant.spec.kinds import FLOAT_BY_DEFAULT, spec_of_kind
 from fxquant.spec.linears import ALGORITHMS, AUTO, LinearSpec, algorithm_problem
 from fxquant.spec.options import flag, folder, globs, one_of, size_of_group
 from fxquant.spec.presets import linear_spec, preset_text
@@ -41,13 +41,15 @@ class QuantConfig:
     algorithm    how the codes of weights are chosen, where a spec leaves it open and it fits: absmax, minmax, mse, hqq.
     include      globs; if given, only matching modules get the default, unless a rule names them.
     rules        glob -> preset name, spec or None for float; the last matching rule wins, over `include`. A rule that
-                 matches an embedding gives it the weight side, but a rule for '*' does not.
+                 matches an embedding gives it the weight side, but a rule for '*' does not. A rule without weights,
+                 'x=int8', is for norms: their output is rounded.
     exclude      globs that stay float, over all rules.
     fuse         join linears of one input (q, k, v), and epilogues into kernels.
     executor     'inductor' or 'eager': what runs the lowered graph.  mode: Inductor's mode.
     dump         a folder for the graphs of every stage.  numerics: measure each site's error on the first batch.
     strict       raise `UnloweredSite` where a site would not run on a quantized kernel.
-    training, autotune   reserved: anything but False and 'none' raises `InvalidOption`.
+    training     train instead of infer: operands are rounded in the graph, with a straight-through gradient.
+    autotune     reserved: anything but 'none' raises `InvalidOption`.
     """
 
     preset: str | None
@@ -110,8 +112,10 @@ class QuantConfig:
         self._check_together()
 
     def _check_together(self) -> None:
-        if self.training:
-            raise InvalidOption("training", True, "training is not supported by this version; leave it False")
+        if self.training and self.strict:
+            raise InvalidOption("strict", True, "it asks for kernels, and training runs on none; leave one of them out")
+        if self.training and self.numerics:
+            raise InvalidOption("numerics", True, "errors are measured of inference; leave it or training out")
         if self.autotune != "none":
             raise InvalidOption(
                 "autotune", self.autotune, "autotuning is not supported by this version; leave it 'none'"
@@ -189,16 +193,19 @@ class QuantConfig:
     def spec_for(self, path: str, kind: str = "linear") -> Decision:
         """What the module of that path gets: exclude, else the last rule that matches, else include, else default.
 
-        `kind` is linear, conv or embedding: a convolution gets what `fxquant.spec.kinds.conv_spec` makes of a linear's
-        spec, an embedding a rule's weight side or what the option `embeddings` says; a rule for '*' is a default, and
-        names no embedding. Raises `InvalidOption`.
+        `kind` is linear, conv, embedding or norm: a convolution gets what `fxquant.spec.kinds.conv_spec` makes of a
+        linear's spec, an embedding a rule's weight side or what the option `embeddings` says, a norm the activations of
+        a rule that has no weights; a rule for '*' is a default, and names no embedding and no norm.
+
+        Raises `InvalidOption`: the rule gives activations without weights to another kind than a norm.
         """
         for pattern in self.exclude:
             if matches(pattern, path):
                 return Decision(None, f'exclude "{pattern}"')
         for rule in reversed(self.rules):
-            names = kind != "embedding" or rule.pattern.strip("*")
+            names = kind not in FLOAT_BY_DEFAULT or rule.pattern.strip("*")
             if names and matches(rule.pattern, path):
+                self._check_sides(rule, path, kind)
                 return self._decision(rule.spec, f'rule "{rule}"', kind)
         if not self.include:
             return self._default("default", kind)
@@ -207,11 +214,19 @@ class QuantConfig:
                 return self._default(f'include "{pattern}"', kind)
         return Decision(None, "not in include")
 
+    @staticmethod
+    def _check_sides(rule: Rule, path: str, kind: str) -> None:
+        if kind != "norm" and rule.spec is not None and rule.spec.weights is None and rule.spec.activations is not None:
+            needs = f"{path!r} is a {kind}: quantized activations need quantized weights; give them, or name norms only"
+            raise InvalidOption("rules", str(rule), needs)
+
     def default_for(self, kind: str = "linear") -> Decision:
         """What a module of that kind gets that no rule, include or exclude names."""
         return self._default("default", kind)
 
     def _default(self, reason: str, kind: str) -> Decision:
+        if kind == "norm":
+            return Decision(None, "norms stay float by default; give a rule such as 'x=int8'")
         if kind != "embedding":
             return self._decision(self._written_spec(), reason, kind)
         table = self._embedding_spec()

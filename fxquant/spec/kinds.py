@@ -1,4 +1,4 @@
-"""What a convolution or an embedding gets where the config speaks of linears."""
+"""What a convolution, an embedding or a norm gets where the config speaks of linears."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from fxquant.errors import InvalidOption, nearest
 from fxquant.spec.formats import SAMPLE
 from fxquant.spec.linears import LinearSpec
 
-KINDS = ("linear", "conv", "embedding")
+KINDS = ("linear", "conv", "embedding", "norm")
+# What a rule for '*' does not name: an embedding costs little, and a norm is no product.
+FLOAT_BY_DEFAULT = ("embedding", "norm")
+NORM_RULE = "a norm has no weight matrix: a rule names it by activations alone, such as 'x=int8'"
 
 
 def conv_spec(spec: LinearSpec) -> LinearSpec:
@@ -30,6 +33,14 @@ def embedding_spec(spec: LinearSpec) -> LinearSpec:
     return replace(spec, activations=None)
 
 
+def norm_spec(spec: LinearSpec) -> LinearSpec | None:
+    """What a norm gets by a rule: its output in the format of the activations, if they stand alone.
+
+    A rule with weights is for the linears below a path: norms there stay float, as at the door that sees no modules.
+    """
+    return spec if spec.weights is None and spec.activations is not None else None
+
+
 def spec_of_kind(spec: LinearSpec | None, kind: str) -> tuple[LinearSpec | None, str]:
     """`spec` as a module of that kind takes it, and what had to change in words that follow a reason; empty if nothing.
 
@@ -39,7 +50,11 @@ def spec_of_kind(spec: LinearSpec | None, kind: str) -> tuple[LinearSpec | None,
         near = nearest(str(kind), KINDS)
         hint = f"; did you mean {near!r}?" if near else ""
         raise InvalidOption("kind", kind, f"it takes {', '.join(map(repr, KINDS))}{hint}")
-    if spec is None or spec.activations is None or kind == "linear":
+    if spec is None:
+        return None, ""
+    if kind == "norm":
+        return norm_spec(spec), "" if spec.weights is None else f"; {NORM_RULE}"
+    if spec.activations is None or kind == "linear":
         return spec, ""
     if kind == "embedding":
         return embedding_spec(spec), f"; an embedding has no activations, so no x={spec.activations}"

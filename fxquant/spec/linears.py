@@ -1,4 +1,4 @@
-"""What one linear, or one convolution, is quantized to."""
+"""What one linear, or one module of another kind, is quantized to."""
 
 from __future__ import annotations
 
@@ -62,6 +62,7 @@ def algorithm_problem(algorithm: str, weights: TensorSpec | None) -> str:
 class LinearSpec:
     """What one linear gets: text form 'w=int8/channel x=int8/token'. None keeps that side float ('w=none').
 
+    Activations without weights are for a norm, whose output they are; see `fxquant.spec.kinds`.
     algorithm   how the codes of the weights are chosen (see `fxquant.algorithms`); written only if it is not auto.
     """
 
@@ -75,8 +76,7 @@ class LinearSpec:
                 raise InvalidSpec(side, "a LinearSpec takes a TensorSpec or None a side; LinearSpec.parse reads text")
         problem = algorithm_problem(self.algorithm, self.weights)
         if self.activations is not None:
-            missing = "quantized activations need quantized weights" if self.weights is None else ""
-            problem = activation_problem(self.activations) or missing or problem
+            problem = activation_problem(self.activations) or problem
         if self.weights is not None:
             problem = weight_problem(self.weights) or problem
         if problem:
@@ -90,7 +90,7 @@ class LinearSpec:
     @property
     def is_float(self) -> bool:
         """True if neither side is quantized."""
-        return self.weights is None
+        return self.weights is None and self.activations is None
 
     @staticmethod
     def parse(text: str) -> LinearSpec:

@@ -1,0 +1,139 @@
+"""Forms of a frozen weight: as the kernels read it, resident in a module; and as a state dict stores it.
+
+The kernels' layout is a permutation of the same bits (docs/formats.md), so a weight is in memory once, and state dicts
+do not depend on the device. Both directions are O(n).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fxquant import numerics
+from fxquant.errors import ShapeMismatch
+from fxquant.ops.storage import check_table
+from fxquant.spec import TensorSpec
+from fxquant.tensor import QuantizedTensor
+
+_FXQUANT = torch.ops.fxquant
+# What a frozen weight consists of, in this order; each is a buffer, named after the weight.
+PARTS = ("codes", "scale", "zero_point", "tensor_scale")
+
+
+class Form(NamedTuple):
+    """How one frozen weight [rows, columns] lies in memory.
+
+    layout  "int8": int8_pack and its scales. "panels": pack_panels and pack_granules. "rows": pack_rows, as stored.
+    """
+
+    spec: str
+    layout: str
+    rows: int
+    columns: int
+    byte_scale: torch.dtype | None = None  # of scales that are held as bytes
+    takes_integers: bool = False  # sums of integer products serve it: see `lowering.linears.IntegerDynamic`
+
+    @property
+    def parsed(self) -> TensorSpec:
+        return TensorSpec.parse(self.spec)
+
+
+def form_of(spec: TensorSpec, shape: tuple[int, int], *, on_kernels: bool, on_int8_kernels: bool = True) -> Form:
+    """The form for a weight that kernels of products read, or those of int8 rows; or that is decoded by rows."""
+    if not on_kernels or not numerics.fits_panels(spec) or shape[1] > numerics.MAX_IN_FEATURES:
+        layout = "rows"
+    else:
+        layout = "int8" if on_int8_kernels and str(spec) == "int8/channel" else "panels"
+    byte_scale = spec.scale_dtype if spec.scale_dtype.itemsize == 1 else None
+    return Form(str(spec), layout, *shape, byte_scale, layout == "panels" and _takes_integers(spec))
+
+
+def pack(weight: QuantizedTensor, form: Form) -> tuple[Tensor | None, ...]:
+    """The resident tensors, in the order of `PARTS`. Scales of one byte are held as uint8: what moves tensors can't
+    always move float8."""
+    spec, rows, columns = form.spec, form.rows, form.columns
+    codes, scale, zero_point = weight.codes, weight.scale, weight.zero_point
+    if form.layout == "int8":
+        codes = _FXQUANT.int8_pack(codes)
+    elif form.layout == "rows":
+        codes = _FXQUANT.pack_rows(codes, spec)
+    else:
+        codes = _FXQUANT.pack_panels(codes, spec)
+        scale = _FXQUANT.pack_granules(scale, spec, rows, columns)
+        zero_point = None if zero_point is None else _FXQUANT.pack_granules(zero_point, spec, rows, columns)
+    return codes, _as_held(scale), None if zero_point is None else _as_held(zero_point), weight.tensor_scale
+
+
+def unpack(parts: tuple[Tensor | None, ...], form: Form) -> QuantizedTensor:
+    """The inverse of `pack`."""
+    codes, scale, zero_point, tensor_scale = parts
+    spec = form.parsed
+    assert codes is not None
+    assert scale is not None
+    scale, zero_point = read(scale, form), None if zero_point is None else read(zero_point, form)
+    if form.layout == "int8":
+        codes = _FXQUANT.int8_unpack(codes, form.rows, form.columns)
+    elif form.layout == "rows":
+        codes = _FXQUANT.unpack_rows(codes, form.spec, form.columns)
+    else:
+        codes = _FXQUANT.unpack_panels(codes, form.rows, form.columns, form.spec)
+        scale = _of_granularity(numerics.unpack_granules(scale, spec, form.rows, form.columns), spec)
+        if zero_point is not None:
+            zero_point = _of_granularity(numerics.unpack_granules(zero_point, spec, form.rows, form.columns), spec)
+    return QuantizedTensor(spec, codes, scale, zero_point, tensor_scale)
+
+
+def decoded(parts: tuple[Tensor | None, ...], form: Form, dtype: torch.dtype) -> Tensor:
+    """The values [rows, columns]; one op, whatever the layout."""
+    codes, scale, zero_point, tensor_scale = parts
+    assert scale is not None
+    scale, zero_point = read(scale, form), None if zero_point is None else read(zero_point, form)
+    if form.layout == "int8":
+        return _FXQUANT.dequantize(_FXQUANT.int8_unpack(codes, form.rows, form.columns), scale, None, form.spec, dtype)
+    if form.layout == "rows":
+        return _FXQUANT.decode_rows(codes, scale, zero_point, tensor_scale, form.columns, form.spec, dtype)
+    return _FXQUANT.decode_weight(codes, scale, zero_point, tensor_scale, form.rows, form.columns, form.spec, dtype)
+
+
+def to_storage(weight: QuantizedTensor) -> dict[str, Tensor]:
+    """By part: codes as uint8 rows [N, ceil(K * bits / 8)], the rest in the shapes of `QuantizedTensor`."""
+    rows = _FXQUANT.pack_rows(weight.codes, str(weight.spec))
+    parts = (rows, weight.scale, weight.zero_point, weight.tensor_scale)
+    return {part: t for part, t in zip(PARTS, parts, strict=True) if t is not None}
+
+
+def from_storage(stored: Mapping[str, Tensor], spec: TensorSpec, columns: int) -> QuantizedTensor:
+    """The inverse of `to_storage`. Raises `ShapeMismatch` where parts, shapes or dtypes are not those of the spec."""
+    wanted = ["codes", "scale", *["zero_point"] * spec.has_zero_point, *["tensor_scale"] * spec.has_tensor_scale]
+    if sorted(stored) != sorted(wanted):
+        raise ShapeMismatch(
+            "codes of a state dict", f"the parts {', '.join(stored)}", f"{', '.join(wanted)} for {spec}"
+        )
+    rows, numbers = stored["codes"], (stored["scale"], stored.get("zero_point"), stored.get("tensor_scale"))
+    check_table("fxquant.nn", rows, *numbers, columns, str(spec), torch.float32)
+    return QuantizedTensor(spec, _FXQUANT.unpack_rows(rows, str(spec), columns), *numbers)
+
+
+def read(held: Tensor, form: Form) -> Tensor:
+    """A held scale (zero point, shift) in its own dtype."""
+    return held if form.byte_scale is None else held.view(form.byte_scale)
+
+
+def _as_held(t: Tensor) -> Tensor:
+    return t.view(torch.uint8) if t.dtype.itemsize == 1 else t
+
+
+def _takes_integers(spec: TensorSpec) -> bool:
+    if spec.format.kind != "int" or spec.scheme == "shift" or spec.granularity.kind == "block":
+        return False
+    return spec.granularity.kind != "group" or spec.granularity.size % 4 == 0
+
+
+def _of_granularity(rows: Tensor, spec: TensorSpec) -> Tensor:
+    """Numbers of each row -> numbers of each granule."""
+    if spec.granularity.kind == "tensor":
+        return rows[:1].contiguous()
+    return rows[:: spec.granularity.rows].contiguous() if spec.granularity.kind == "block" else rows

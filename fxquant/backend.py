@@ -11,16 +11,16 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fxquant import cpu_kernels
-from fxquant.capture import from_dynamo
+from fxquant.capture import back_to_dynamo, from_dynamo
 from fxquant.dump import Dumper, measure_sqnr
 from fxquant.errors import PathRulesNeedModel
 from fxquant.gradients import InferenceOnly
 from fxquant.graphs import CapturedGraph
-from fxquant.lowering import to_eager, to_inductor
+from fxquant.lowering import to_eager, to_inductor, to_training
 from fxquant.passes import ignore
-from fxquant.pipeline import Decide, Lowered, quantize_graph
+from fxquant.pipeline import Decide, Lowered, quantize_graph, train_graph
 from fxquant.report import GraphReport, ModelReport, SiteSqnr
-from fxquant.runner import Deciding, GraphRunner, Names
+from fxquant.runner import Deciding, GraphRunner, Names, TrainingRunner
 from fxquant.spec import QuantConfig
 from fxquant.target import Target
 from fxquant.weights import process_store
@@ -36,6 +36,7 @@ def backend(
     The options are the fields of `QuantConfig`; an unknown one, or a value that does not fit, is a named error. This
     door sees graphs only: what Dynamo never shows it (a disabled module, code after a graph break) it cannot report,
     and rules by module path are refused where a graph no longer knows its root. `fxquant.compile` has neither limit.
+    ``training=True`` trains: operands are rounded in the graph, with a straight-through gradient.
     """
     given = dict(options or {}) if mode is None else {**(options or {}), "mode": mode}
     return QuantizingBackend(QuantConfig.from_options(given))(gm, example_inputs)
@@ -44,16 +45,22 @@ def backend(
 class QuantizingBackend:
     """A backend for torch.compile with a typed config; given `names`, it can ask for the model's names of its tensors.
 
+    `leave_float` says of a known model whether it has quantized modules: see `fxquant.pipeline.quantize_graph`.
     ``reports`` has one entry for each graph lowered.
     """
 
     def __init__(
-        self, config: QuantConfig, names: Callable[[], Names] | None = None, watch: InferenceOnly | None = None
+        self,
+        config: QuantConfig,
+        names: Callable[[], Names] | None = None,
+        watch: InferenceOnly | None = None,
+        leave_float: Callable[[], bool] = lambda: False,
     ) -> None:
         self.config = config
         self.names = names
         self._watch = watch or InferenceOnly()
-        self._runners: list[GraphRunner] = []
+        self._leave_float = leave_float
+        self._runners: list[GraphRunner | TrainingRunner] = []
         self._dumpers: dict[str, Dumper] = {}
 
     @property
@@ -61,9 +68,14 @@ class QuantizingBackend:
         return [report for runner in self._runners for report in runner.reports]
 
     def __call__(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        self._watch_gradients(example_inputs)
         captured = from_dynamo(gm, example_inputs, self.names() if self.names else None)
         self._refuse_unresolvable_rules(captured)
+        return (self._for_training if self.config.training else self._for_inference)(captured, gm, example_inputs)
+
+    def _for_inference(
+        self, captured: CapturedGraph, gm: GraphModule, example_inputs: Sequence[Any]
+    ) -> Callable[..., Any]:
+        self._watch_gradients(example_inputs)
         runner = GraphRunner(captured, Deciding(self.config, self.names), self._lower, process_store())
         if self.config.numerics:
             runner.measure_first_call(self._measure)
@@ -76,6 +88,48 @@ class QuantizingBackend:
 
         return call
 
+    def _for_training(
+        self, captured: CapturedGraph, gm: GraphModule, example_inputs: Sequence[Any]
+    ) -> Callable[..., Any]:
+        def first(captured: CapturedGraph, decide: Decide) -> tuple[Lowered, Callable[..., Any]]:
+            lowered = self._lower_to_train(captured, decide)
+            whole = back_to_dynamo(lowered.gm, lowered.binding.positions, gm)
+            return lowered, to_training(whole, example_inputs, self.config.mode, eager=self._runs_eager)
+
+        runner = TrainingRunner(captured, Deciding(self.config, self.names), self._lower_another)
+        runner.prepare(example_inputs, first)
+        self._runners.append(runner)
+
+        def call(*args: Any) -> Any:
+            return runner(*args)
+
+        return call
+
+    def _lower_another(self, captured: CapturedGraph, decide: Decide) -> tuple[Lowered, Callable[..., Any]]:
+        """The graph for parameters that want other specs: Dynamo has done its part, and compiles this one anew."""
+        lowered = self._lower_to_train(captured, decide)
+        compiled = torch.compile(lowered.gm.forward, backend="aot_eager" if self._runs_eager else "inductor")
+        positions = lowered.binding.positions
+        return lowered, lambda *args: compiled(*(args[p] for p in positions))
+
+    def _lower_to_train(self, captured: CapturedGraph, decide: Decide) -> Lowered:
+        dumper = Dumper(self.config.dump, self._summary) if self.config.dump else None
+        lowered = train_graph(
+            captured,
+            self.config,
+            decide,
+            name=f"graph_{len(self.reports):03d}",
+            observe=dumper or ignore,
+            leave_float=self._leave_float(),
+        )
+        self._tell(lowered, dumper)
+        return lowered
+
+    @property
+    def _runs_eager(self) -> bool:
+        kernels = cpu_kernels.load()  # whatever runs the graph
+        return self.config.executor == "eager" or kernels is None
+
     def _watch_gradients(self, inputs: Sequence[Any]) -> None:
         if torch.is_grad_enabled():
             self._watch.check("a graph of backend fxquant", inputs)
@@ -85,7 +139,7 @@ class QuantizingBackend:
             raise PathRulesNeedModel(self.config.patterns, f"graph break ({captured.break_reason})")
 
     def _lower(self, captured: CapturedGraph, decide: Decide) -> tuple[Lowered, Callable[..., Any]]:
-        kernels = cpu_kernels.load()
+        eager = self._runs_eager  # asked first: it loads the kernels
         dumper = Dumper(self.config.dump, self._summary) if self.config.dump else None
         lowered = quantize_graph(
             captured,
@@ -95,14 +149,16 @@ class QuantizingBackend:
             name=f"graph_{len(self.reports):03d}",
             observe=dumper or ignore,
             evaluate=dumper is not None,
+            leave_float=self._leave_float(),
         )
+        self._tell(lowered, dumper)
+        return lowered, to_eager(lowered.gm) if eager else to_inductor(lowered.gm, self.config.mode)
+
+    def _tell(self, lowered: Lowered, dumper: Dumper | None) -> None:
         if dumper:
             dumper.finish(lowered.report)
             self._dumpers[lowered.report.name] = dumper
         logger.info("%s", self._summary(lowered.report))
-        if self.config.executor == "eager" or kernels is None:
-            return lowered, to_eager(lowered.gm)
-        return lowered, to_inductor(lowered.gm, self.config.mode)
 
     def _summary(self, report: GraphReport) -> GraphReport | ModelReport:
         """What a user reads of one graph; without the model in hand it says that graphs are all that was seen."""

@@ -15,6 +15,7 @@ from fxquant.backend import QuantizingBackend
 from fxquant.errors import FxQuantError, NotAModule, PatternMatchesNothing
 from fxquant.fallback import Shadow, tensor_names
 from fxquant.gradients import InferenceOnly
+from fxquant.nn.base import QModule
 from fxquant.report import ModelReport, parameter_facts
 from fxquant.runner import Names
 from fxquant.spec import QuantConfig
@@ -35,11 +36,18 @@ class CompiledModel(nn.Module):
         super().__init__()
         self._orig_mod = model
         self.__dict__["_recipe"] = partial(CompiledModel, config=config, **torch_compile_kwargs)
+        self.__dict__["_given"] = config, torch_compile_kwargs
+        self._start(config, torch_compile_kwargs)
+
+    def _start(self, config: QuantConfig, torch_compile_kwargs: Mapping[str, Any]) -> None:
+        model = self._orig_mod
         # Dynamo keeps the backend as long as the code of the model's class lives: it must not keep the model.
         names = partial(_names_of, weakref.ref(model))
+        leave_float = partial(_has_quantized_modules, weakref.ref(model))
         watch = InferenceOnly()
-        self.__dict__["_shadow"] = Shadow(model, config, process_store(), watch)
-        self.__dict__["_backend"] = QuantizingBackend(config, names, watch)
+        self.__dict__["_class"] = type(model)
+        self.__dict__["_shadow"] = Shadow(model, config, process_store(), watch, leave_float)
+        self.__dict__["_backend"] = QuantizingBackend(config, names, watch, leave_float)
         self.__dict__["_compiled"] = torch.compile(  # pyright: ignore[reportCallIssue]  (it wants a plain function)
             self._shadow.root,
             backend=self._backend,
@@ -51,6 +59,8 @@ class CompiledModel(nn.Module):
         """Run the model, quantized. Raises fxquant's own errors as they are, not wrapped in Dynamo's."""
         if torch.compiler.is_dynamo_compiling():
             return self._orig_mod(*args, **kwargs)
+        if type(self._orig_mod) is not self._class:  # `quantize` gives modules other classes, also the root
+            self._start(*self._given)
         self._shadow.pull()
         try:
             return self._compiled(*args, **kwargs)
@@ -163,6 +173,11 @@ def resolve_config(config: ConfigLike, fields: Mapping[str, Any]) -> QuantConfig
 def _names_of(model: weakref.ref[nn.Module]) -> Names:
     living = model()
     return {} if living is None else tensor_names(living)
+
+
+def _has_quantized_modules(model: weakref.ref[nn.Module]) -> bool:
+    living = model()
+    return living is not None and any(isinstance(module, QModule) for module in living.modules())
 
 
 def _check(model: nn.Module, config: QuantConfig) -> None:

@@ -19,12 +19,12 @@ from fxquant import cpu_kernels
 from fxquant.annotation import amend_note, note_of
 from fxquant.capture.assemble import make_canonical
 from fxquant.gradients import InferenceOnly
-from fxquant.graphs import VALUE_KEY, CapturedGraph, CapturedWeight, infer_value
+from fxquant.graphs import VALUE_KEY, CapturedGraph, CapturedWeight, infer_value, value_of
 from fxquant.lowering import to_eager
-from fxquant.pipeline import quantize_graph
+from fxquant.pipeline import Decide, Lowered, quantize_graph, train_graph
 from fxquant.products import form_of
 from fxquant.report import Site
-from fxquant.runner import Deciding, GraphRunner
+from fxquant.runner import Deciding, GraphRunner, TrainingRunner
 from fxquant.spec import QuantConfig
 from fxquant.target import Target
 from fxquant.weights import WeightStore
@@ -90,18 +90,20 @@ class EagerProduct:
         config: QuantConfig,
         store: WeightStore,
         watch: InferenceOnly,
+        leave_float: Callable[[], bool] = lambda: False,
     ) -> None:
         self._kind = kind
         self._paths = paths
         self._config = config
         self._store = store
         self._watch = watch
-        self._runners: dict[Any, GraphRunner] = {}
+        self._leave_float = leave_float
+        self._runners: dict[Any, GraphRunner | TrainingRunner] = {}
 
     def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
         weight, bias = module._parameters["weight"], module.__dict__["_parameters"].get("bias")
         args = tuple(t for t in (x, weight, bias) if t is not None)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not self._config.training:
             self._watch.check(self._paths[0] or "a product in eager", args)
         runner = self._runners.get(key := self._key(module, args))
         if runner is None:
@@ -124,19 +126,39 @@ class EagerProduct:
                 return report.sites[0]
         return None
 
-    def _make_runner(self, module: nn.Module, args: tuple[Tensor, ...]) -> GraphRunner:
+    def _make_runner(self, module: nn.Module, args: tuple[Tensor, ...]) -> GraphRunner | TrainingRunner:
         captured = graph_of_one_product(self._kind, module, self._paths, *args)
-
-        def lower(captured: CapturedGraph, decide: Any) -> Any:
-            cpu_kernels.load()
-            target = Target.of_this_machine(args[1].device)
-            name = self._paths[0] or "product"
-            lowered = quantize_graph(captured, self._config, decide, target=target, name=name, evaluate=False)
-            return lowered, to_eager(lowered.gm)
-
-        runner = GraphRunner(captured, Deciding(self._config, lambda: {}), lower, self._store)
+        deciding = Deciding(self._config, lambda: {})
+        if self._config.training:
+            runner = TrainingRunner(captured, deciding, self._lower_to_train)
+        else:
+            runner = GraphRunner(captured, deciding, self._lower, self._store)
         runner.prepare(args)
         return runner
+
+    def _lower(self, captured: CapturedGraph, decide: Decide) -> tuple[Lowered, Callable[..., Any]]:
+        cpu_kernels.load()
+        weight = value_of(captured.gm.graph.find_nodes(op="get_attr")[0])
+        lowered = quantize_graph(
+            captured,
+            self._config,
+            decide,
+            target=Target.of_this_machine(weight.device),
+            name=self._name,
+            evaluate=False,
+            leave_float=self._leave_float(),
+        )
+        return lowered, to_eager(lowered.gm)
+
+    def _lower_to_train(self, captured: CapturedGraph, decide: Decide) -> tuple[Lowered, Callable[..., Any]]:
+        cpu_kernels.load()
+        lowered = train_graph(captured, self._config, decide, name=self._name, leave_float=self._leave_float())
+        run, positions = to_eager(lowered.gm), lowered.binding.positions
+        return lowered, lambda *args: run(*(args[p] for p in positions))
+
+    @property
+    def _name(self) -> str:
+        return self._paths[0] or "product"
 
 
 def graph_of_one_product(

@@ -4,13 +4,13 @@
 ``__dict__`` and asks where it runs. Under Dynamo it is the plain float product, which the backend quantizes in the
 graph; in eager (a disabled module, a frame that Dynamo gave up) it is the same quantized op, from the very first call.
 Modules with such products below them have a twin whose children are twins; all others are the user's own. The user's
-modules are never touched.
+modules are never touched. What `fxquant.quantize` has changed is quantized wherever it runs, and has no twin.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import replace
 from itertools import chain
 from operator import is_
@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 from fxquant.eager import PRODUCT_MODULES, EagerProduct, join, product_module
 from fxquant.gradients import InferenceOnly
-from fxquant.report import Site
+from fxquant.nn.base import QModule
+from fxquant.products import FROZEN
+from fxquant.report import Site, quantized_weights
 from fxquant.spec import QuantConfig
 from fxquant.weights import WeightStore
 
@@ -93,6 +95,24 @@ def _why_in_eager() -> str:
 _OWN = frozenset({"_modules", "_is_torch_compile"})  # the children; torch.compile's mark on what it compiles
 
 
+_RAN = {"training": "ran in eager on rounded operands"}
+
+
+def _row_of_quantized(module: QModule, path: str, names: dict[str, int]) -> Site:
+    frozen = FROZEN if module.is_frozen else "quantized by the model door"
+    held = sum(t.nbytes for name in module._forms for t in module.parts(name) if t is not None)
+    return Site(
+        (path,),
+        "fallback",
+        spec_text=str(module.quantization),
+        reason=f"never seen by Dynamo: {frozen}, runs so in eager",
+        parameter_names=tuple(names),
+        bytes_before=sum(names.values()),
+        bytes_after=held or sum(names.values()),
+        op=module.kind,
+    )
+
+
 class _Fields:
     """The plain attributes of many modules (``training``, a flag, a cache), looked at in one go at every call."""
 
@@ -123,12 +143,18 @@ class Shadow:
     """The shadow of a model, kept in step with it: call ``pull`` before and ``push`` after each run of ``root``."""
 
     def __init__(
-        self, model: nn.Module, config: QuantConfig, store: WeightStore, watch: InferenceOnly | None = None
+        self,
+        model: nn.Module,
+        config: QuantConfig,
+        store: WeightStore,
+        watch: InferenceOnly | None = None,
+        leave_float: Callable[[], bool] = lambda: False,
     ) -> None:
         self._model = model
         self._config = config
         self._store = store
         self._watch = watch or InferenceOnly()
+        self._leave_float = leave_float
         self._twins: dict[int, tuple[nn.Module, nn.Module]] = {}  # by the original's id, which the original keeps alive
         self._shadow_kinds = dict(_SHADOWS)
         self._mirror()
@@ -155,21 +181,27 @@ class Shadow:
     def _look_at_fields(self) -> None:
         self._user_fields, self._own_fields = _Fields(self._originals), _Fields(self._copies)
 
-    def _read_children(self) -> tuple[list[int], list[Any]]:
-        return list(map(len, self._children)), list(chain.from_iterable(map(dict.values, self._children)))
+    def _read_children(self) -> tuple[list[int], list[Any], list[type]]:
+        """The children, and the classes of products: `fxquant.quantize` gives a module another one."""
+        children = list(chain.from_iterable(map(dict.values, self._children)))
+        return list(map(len, self._children)), children, list(map(type, self._products))
 
     def fallbacks(self, seen: Set[str]) -> list[Site]:
         """The report's rows for the products that ran in eager; `seen` are the parameters that graphs report on.
 
-        One with a forward of its own is left alone in eager; it has a row if no graph has seen it.
+        A quantized module, and one with a forward of its own, which is left alone, has a row if no graph has seen it.
         """
         rows = []
         for path, module in self._model.named_modules():
             _, twin = self._twins.get(id(module), (module, module))
-            if isinstance(twin, ShadowProduct):
+            if isinstance(module, QModule):
+                names = quantized_weights(module, path)
+                if names and seen.isdisjoint(names):
+                    rows.append(_row_of_quantized(module, path, names))
+            elif isinstance(twin, ShadowProduct):
                 if site := twin._fxquant_eager.site:
                     status = "fallback" if site.is_quantized else site.status
-                    ran = "ran in eager on the quantized op" if site.is_quantized else ""
+                    ran = _RAN.get(site.status, "ran in eager on the quantized op") if site.is_quantized else ""
                     words = (twin._fxquant_reason, ran, site.reason)
                     rows.append(replace(site, status=status, reason="; ".join(filter(None, words)), source=""))
             elif isinstance(module, _BASES):
@@ -189,6 +221,7 @@ class Shadow:
         twins = ((m, self._twin_of(m, paths[id(m)])) for m in self._model.modules())
         self._twins = {id(m): (m, twin) for m, twin in twins if twin is not None}  # an empty Sequential is false
         containers = [(m, twin) for m, twin in self._twins.values() if not isinstance(twin, ShadowProduct)]
+        self._products = [m for m, twin in self._twins.values() if isinstance(twin, ShadowProduct)]
         self._originals, self._copies = [m for m, _ in containers], [twin for _, twin in containers]
         self._children = [m._modules for m in self._originals]
         self._known_children = self._read_children()
@@ -198,19 +231,21 @@ class Shadow:
         self._look_at_fields()
 
     def _twin_of(self, module: nn.Module, paths: tuple[str, ...]) -> nn.Module | None:
-        """The module's twin, made if it has none yet; None for one with no products below it."""
-        if known := self._twins.get(id(module)):
+        """The module's twin, made if it has none yet; None for one with no products below it, or quantized itself."""
+        known = self._twins.get(id(module))
+        if known and isinstance(known[1], type(module)):
             return known[1]
         if kind := product_module(module):
             twin = object.__new__(self._shadow_kind(type(module)))
             twin.__dict__ = module.__dict__
             twin._fxquant_reason = ""
-            twin._fxquant_eager = EagerProduct(kind, paths, self._config, self._store, self._watch)
+            twin._fxquant_eager = EagerProduct(kind, paths, self._config, self._store, self._watch, self._leave_float)
             return twin
         scripted = isinstance(module, torch.jit.ScriptModule)  # compiled by TorchScript: nothing of it can be seen
-        if module is not self._model and (scripted or not any(map(product_module, module.modules()))):
+        own = scripted or isinstance(module, QModule) or not any(map(product_module, module.modules()))
+        if own and module is not self._model:
             return None
-        twin = object.__new__(type(module))
+        twin: Any = object.__new__(type(module))
         twin.__dict__.update(module.__dict__)
         return twin
 

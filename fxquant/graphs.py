@@ -118,7 +118,7 @@ def infer_value(node: Node, fake_mode: FakeTensorMode) -> Any:
             return getattr(receiver, str(node.target))(*rest, **kwargs)
         if node.op == "call_function":
             # Below autograd: the autograd key of a custom op takes as long as the rest of it.
-            with torch._C._AutoDispatchBelowAutograd() if _is_ours(node) else contextlib.nullcontext():
+            with torch._C._AutoDispatchBelowAutograd() if is_ours(node) else contextlib.nullcontext():
                 return node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
     raise TypeError(f"no value can be inferred for a {node.op} node")
 
@@ -317,12 +317,13 @@ def remove_dead(gm: GraphModule) -> None:
     """
     constant = constant_nodes(gm)
     for node in reversed(gm.graph.nodes):
-        ours = _is_ours(node) or node.target is operator.getitem
+        ours = is_ours(node) or node.target is operator.getitem
         if not node.users and (node in constant or ours) and not written_by(node):
             gm.graph.erase_node(node)
 
 
-def _is_ours(node: Node) -> bool:
+def is_ours(node: Node) -> bool:
+    """A call of one of fxquant's ops."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "fxquant"
 
 

@@ -10,12 +10,13 @@ from torch.fx import GraphModule
 
 from fxquant import verify
 from fxquant.annotation import PassResult
-from fxquant.graphs import CapturedGraph
+from fxquant.graphs import CapturedGraph, is_ours
 from fxquant.lowering import Binding, bind, select_kernels
 from fxquant.passes import (
     Annotate,
     FoldWeights,
     FuseSiblings,
+    InsertFakeQuantize,
     InsertQdq,
     Observer,
     Pass,
@@ -53,6 +54,15 @@ def pipeline_for(config: QuantConfig, decide: Decide, *, evaluate: bool = True) 
     )
 
 
+def training_pipeline(decide: Decide) -> tuple[Pass, ...]:
+    """The passes of training, in order. Siblings stay apart: joining changes no number, and no kernel would gain."""
+    return (
+        Annotate(decide, training=True),  # the same policy, so that what is trained is what inference will run
+        InsertFakeQuantize(),  # from here on the graph computes the quantized model, in float
+        ShareQuantize(),  # one rounding of a value that several products read
+    )
+
+
 def quantize_graph(
     captured: CapturedGraph,
     config: QuantConfig,
@@ -62,8 +72,11 @@ def quantize_graph(
     name: str = "graph",
     observe: Observer = ignore,
     evaluate: bool = True,
+    leave_float: bool = False,
 ) -> Lowered:
     """Quantize and lower a captured graph. The graph is edited in place: pass ``captured.copy()`` to keep it.
+
+    `leave_float`: the graph is part of a model with quantized modules, which left its other products float.
 
     Raises:
         PassFailed: a pass raised.
@@ -74,7 +87,7 @@ def quantize_graph(
     watch = _Stopwatch(observe)
     verify.captured(gm)
     watch("capture", gm, None)
-    policy = decide if config.asks_for_something or target.runs_default else _stay_float(target)
+    policy = _policy(gm, config, decide, leave_float, target)
     results = run_passes(gm, pipeline_for(config, policy, evaluate=evaluate), observe=watch, runnable=evaluate)
     verify.quantized(gm)
     results["lower"] = select_kernels(gm, target)
@@ -84,10 +97,50 @@ def quantize_graph(
     return Lowered(gm, binding, GraphReport.of(name, before, gm, results, seconds=watch.seconds))
 
 
-def _stay_float(target: Target) -> Decide:
-    """The decision where nobody asked for a format and the default has no kernel: quantized would only be slower."""
-    reason = f"the default, int8dq, would be slower than float: no fast int8 kernel on {target.device}; name a preset"
-    return lambda paths, kind: Decision(None, reason)
+def train_graph(
+    captured: CapturedGraph,
+    config: QuantConfig,
+    decide: Decide,
+    *,
+    name: str = "graph",
+    observe: Observer = ignore,
+    leave_float: bool = False,
+) -> Lowered:
+    """Make a captured graph, in place, compute the quantized model with gradients; its binding has originals only.
+
+    Raises:
+        PassFailed: a pass raised.
+        VerificationFailed: a stage broke its contract.
+    """
+    gm, before = captured.gm, snapshot(captured)
+    watch = _Stopwatch(observe)
+    verify.captured(gm)
+    watch("capture", gm, None)
+    policy = _policy(gm, config, decide, leave_float)
+    results = run_passes(gm, training_pipeline(policy), observe=watch, runnable=observe is not ignore)
+    verify.trainable(gm)
+    binding = bind(gm, captured)
+    return Lowered(gm, binding, GraphReport.of(name, before, gm, results, seconds=watch.seconds))
+
+
+_SLOWER = "the default, int8dq, would be slower than float: no fast int8 kernel on {}; name a preset"
+_LEFT = "left float by the model door"
+
+
+def _policy(
+    gm: GraphModule, config: QuantConfig, decide: Decide, leave_float: bool, target: Target | None = None
+) -> Decide:
+    """`decide`, unless nobody asked this door for a format, and there is a reason to leave float what is float.
+
+    Quantized modules had a recipe, which left the rest float. On a `target` without a kernel for the default, quantized
+    would only be slower.
+    """
+    if config.asks_for_something:
+        return decide
+    reason = _LEFT if leave_float or any(map(is_ours, gm.graph.nodes)) else ""
+    if not reason and target is not None and not target.runs_default:
+        reason = _SLOWER.format(target.device)
+    return (lambda paths, kind: Decision(None, reason)) if reason else decide
 
 
 class _Stopwatch:

@@ -16,6 +16,9 @@ from typing import Any, Literal
 import torch
 from torch.fx import GraphModule, Node
 
+from fxquant.graphs import ancestors, is_ours, target_name
+from fxquant.spec import TensorSpec
+
 LINEAR = torch.ops.aten.linear.default
 CONVOLUTION = torch.ops.aten.convolution.default
 EMBEDDING = torch.ops.aten.embedding.default
@@ -23,6 +26,13 @@ EMBEDDING = torch.ops.aten.embedding.default
 Kind = Literal["linear", "conv", "embedding"]
 # Why a product without a weight stays as it is: what capture writes on it.
 TWO_ACTIVATIONS = "a product of two activations: stays float"
+# What a quantized module that is not frozen makes of its weight, and training of any: by name, since ops are below.
+FAKE_QUANTIZE_WEIGHT = "fxquant.fake_quantize_weight"
+# Where the ops that round an activation take its spec.
+_ROUNDING = {"fxquant.fake_quantize": 1, "fxquant.fake_quantize_static": 2}
+_VIEWS = ("view", "reshape")
+# What reports say of a product that the model door has quantized and frozen.
+FROZEN = "frozen by the model door"
 
 
 @dataclass(frozen=True)
@@ -95,3 +105,23 @@ def _operand(product: Node, place: int) -> Node | None:
     operand = product.args[place] if place < len(product.args) else None
     assert operand is None or isinstance(operand, Node)
     return operand
+
+
+def weight_op(product: Node) -> Node | None:
+    """The last of fxquant's ops that the weight comes through: it rounds or decodes it; None for a plain weight.
+
+    Of a table: or the op that rounds the rows which were looked up.
+    """
+    op = next((n for n in reversed(ancestors([weight_of(product)])) if is_ours(n)), None)
+    if op is not None or product.target is not EMBEDDING:
+        return op
+    readers = list(product.users)
+    while len(readers) == 1 and target_name(readers[0]).removeprefix("aten.") in _VIEWS:
+        readers = list(readers[0].users)
+    return next((n for n in readers if target_name(n) == FAKE_QUANTIZE_WEIGHT), None)
+
+
+def rounded_to(x: Node) -> TensorSpec | None:
+    """The spec that an activation was rounded to by fake quantization; None if it was not."""
+    place = _ROUNDING.get(target_name(x)) if is_ours(x) else None
+    return None if place is None else TensorSpec.parse(str(x.args[place]))

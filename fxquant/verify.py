@@ -17,7 +17,17 @@ from torch.fx.node import map_arg
 from fxquant.annotation import note_of
 from fxquant.errors import UnloweredSite, VerificationFailed
 from fxquant.graphs import VALUE_KEY, constant_inputs, constant_nodes, target_name, value_of
-from fxquant.products import CANONICAL, TWO_ACTIVATIONS, activation_of, form_of, products, weight_of
+from fxquant.products import (
+    CANONICAL,
+    FAKE_QUANTIZE_WEIGHT,
+    TWO_ACTIVATIONS,
+    activation_of,
+    form_of,
+    products,
+    rounded_to,
+    weight_of,
+    weight_op,
+)
 from fxquant.spec import TensorSpec
 
 QUANTIZE_WEIGHT = "fxquant.quantize_weight"
@@ -74,6 +84,21 @@ def quantized(gm: GraphModule) -> None:
         for side, operand, wanted in (*sides, ("weight", weight_of(node), spec.weights)):
             if wanted is not None and (why := _why_not_behind_codes(operand, wanted)):
                 raise VerificationFailed("quantized", node.name, f"its {side} should be {wanted}, but {why}")
+
+
+def trainable(gm: GraphModule) -> None:
+    """Check that each annotated product reads operands rounded to the annotated spec, and that nothing reads codes."""
+    _common(gm, "trainable")
+    for node in _sites(gm):
+        spec, x, op = note_of(node).spec, activation_of(node), weight_op(node)
+        assert spec is not None
+        met = "" if op is None or target_name(op) != FAKE_QUANTIZE_WEIGHT else op.args[1]
+        if met != str(spec.weights):
+            claim = f"its weight should be rounded to {spec.weights}, but it is {met or 'not rounded'}"
+            raise VerificationFailed("trainable", node.name, claim)
+        if x is not None and rounded_to(x) != spec.activations:
+            claim = f"its activation should be {spec.activations or 'float'}, but it is {rounded_to(x) or 'float'}"
+            raise VerificationFailed("trainable", node.name, claim)
 
 
 def lowered(gm: GraphModule, strict: bool) -> None:

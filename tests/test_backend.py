@@ -217,7 +217,7 @@ def compile_with(options: dict[str, Any]) -> Callable[..., Any]:
         ({"mode": "fast"}, "InvalidOption.*option 'mode'.*'reduce-overhead'"),
         ({"fuse": 1}, "InvalidOption.*option 'fuse'.*True or False"),
         ({"weights": "int9"}, "UnknownFormat.*unknown number format 'int9'"),
-        ({"training": True}, "InvalidOption.*training is not supported"),
+        ({"training": True, "strict": True}, "InvalidOption.*training runs on none"),
     ],
 )
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fxquant.capture.dynamo import from_dynamo
+from fxquant.capture.dynamo import back_to_dynamo, from_dynamo
 from fxquant.capture.export import from_export
 
-__all__ = ["from_dynamo", "from_export"]
+__all__ = ["back_to_dynamo", "from_dynamo", "from_export"]

@@ -11,6 +11,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from fxquant.capture.attention import take_attention_apart
 from fxquant.capture.editor import Editor, ModelPaths, write_first_notes
+from fxquant.capture.model_door import recognize_kernels, spell_ops_out
 from fxquant.capture.products import make_products_canonical
 from fxquant.graphs import VALUE_KEY, infer_value, value_of
 
@@ -38,8 +39,10 @@ def make_canonical(gm: GraphModule, paths: Mapping[str, Sequence[str]], named: b
     """Bring a captured module to the canonical form in place; `paths` are the weights' by attribute name."""
     write_first_notes(gm)
     editor = Editor(gm, ModelPaths({name: tuple(p) for name, p in paths.items()}, named))
+    spell_ops_out(editor)  # first: by their overloads all later questions know them
     take_attention_apart(editor)
     make_products_canonical(editor)
+    recognize_kernels(editor)
     gm.graph.lint()
     gm.recompile()
 

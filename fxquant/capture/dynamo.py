@@ -17,7 +17,8 @@ from fxquant.errors import CaptureFailed
 from fxquant.graphs import VALUE_KEY, CapturedGraph, CapturedWeight
 
 _STATIC = "_dynamo_static_input_type"
-_EXAMPLE = "example_value"
+_PARAMETERS = "_param_name_to_source"
+_EXAMPLE, _SOURCE = "example_value", "_dynamo_source"
 # `grapharg` holds the example tensor itself, and would keep the first parameter set alive.
 _DROPPED = (_EXAMPLE, "grapharg")
 
@@ -61,6 +62,28 @@ def from_dynamo(gm: GraphModule, example_inputs: Sequence[Any], names: Names | N
     )
 
 
+def back_to_dynamo(gm: GraphModule, positions: Sequence[int], original: GraphModule) -> GraphModule:
+    """The graph with the placeholders of Dynamo's own graph: in its order, with its sources and static-input marks.
+
+    `positions`: which of them each placeholder of `gm` is. AOTAutograd takes the result for Dynamo's.
+    """
+    graph = Graph()
+    arguments = []
+    for node in original.graph.find_nodes(op="placeholder"):
+        arguments.append(graph.node_copy(node))
+        if hasattr(node, _SOURCE):
+            setattr(arguments[-1], _SOURCE, getattr(node, _SOURCE))
+    known = {n: arguments[p] for n, p in zip(gm.graph.find_nodes(op="placeholder"), positions, strict=True)}
+    for node in gm.graph.nodes:
+        if node not in known:
+            known[node] = graph.node_copy(node, known.__getitem__)
+    made = GraphModule(gm, graph)
+    made.meta = dict(original.meta)
+    if hasattr(original, _PARAMETERS):
+        setattr(made, _PARAMETERS, getattr(original, _PARAMETERS))
+    return made
+
+
 @dataclass
 class _Weight:
     """A parameter or buffer among the arguments: where it stands, and all placeholders that brought it."""
@@ -98,7 +121,7 @@ def _is_weight(node: Node, tensor: Any) -> bool:
 
 
 def _source_path(node: Node) -> str:
-    source = getattr(node, "_dynamo_source", None)
+    source = getattr(node, _SOURCE, None)
     name = getattr(source, "name", None)
     return path_from_source(name) if isinstance(name, str) else str(node.target)
 

@@ -28,6 +28,8 @@ from fxquant.graphs import (
 from fxquant.products import LINEAR
 
 MADE_BY = "capture"
+_CODES = "_codes"  # what follows the name of a frozen weight: see `fxquant.nn.forms`
+_OWNER = "_owner"  # where a module keeps the one that holds its weight: see `fxquant.nn.base`
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,15 @@ class ModelPaths:
         sources = self._of_matrices(weight)
         candidates = [".".join(path.split(".")[:-levels]) for paths in sources for path in paths]
         return best_path(module_path(node), candidates, self.named)
+
+    def user(self, node: Node, codes: Node) -> str:
+        """The path of the module that reads these codes, which may be another one's (tied weights).
+
+        Dynamo may have come to the owner by way of such a reader, and then names it so.
+        """
+        names, stack = [str(n.target) for n in constant_inputs([codes])], module_path(node)
+        candidates = [owner(path.removesuffix(_CODES)) for name in names for path in self.paths.get(name, ())]
+        return best_path("" if _OWNER in stack.split(".") else stack, candidates, named=False)
 
     def _of_matrices(self, weight: Node) -> list[tuple[str, ...]]:
         sources = [n for n in constant_inputs([weight]) if value_of(n).dim() >= 2] or constant_inputs([weight])

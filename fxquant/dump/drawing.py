@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _COLORS = {
     "lowered": "palegreen",
     "reference": "khaki",
+    "training": "lightblue",
     "skipped": "lightgray",
     "declined": "lightsalmon",
     "float": "lightgray",

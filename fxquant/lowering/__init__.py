@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from fxquant.lowering.bind import Binding, BoundRecipe, Original, Packed, bind
-from fxquant.lowering.execute import to_eager, to_inductor
+from fxquant.lowering.execute import to_eager, to_inductor, to_training
 from fxquant.lowering.select import select_kernels
 
-__all__ = ["Binding", "BoundRecipe", "Original", "Packed", "bind", "select_kernels", "to_eager", "to_inductor"]
+__all__ = [
+    "Binding",
+    "BoundRecipe",
+    "Original",
+    "Packed",
+    "bind",
+    "select_kernels",
+    "to_eager",
+    "to_inductor",
+    "to_training",
+]

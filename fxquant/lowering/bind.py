@@ -60,6 +60,11 @@ class Binding:
     arguments: tuple[Original | Packed, ...]
     recipes: tuple[BoundRecipe, ...]
 
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Where each placeholder of a graph without packed weights stands among the original arguments."""
+        return tuple(a.position for a in self.arguments if isinstance(a, Original))
+
 
 def bind(gm: GraphModule, captured: CapturedGraph) -> Binding:
     """Turn every get_attr of the graph into a placeholder, and say what each placeholder takes."""

@@ -81,8 +81,7 @@ class GroupedConvolution(Rule):
     before:  convolution(x, view(dequantize(@codes, @scale)), b, stride, ..., groups)
     after:   convolution(x, view(decode_rows(pack_rows(@codes), @scale)), b, stride, ..., groups)
 
-    A depthwise kernel has few weights in each row: packed as rows they take the bytes of their format, which a layout
-    of whole blocks would double.
+    A depthwise kernel has few weights in each row: packed as rows they take the bytes of their format.
     """
 
     kind = "conv"

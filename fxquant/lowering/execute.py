@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,3 +34,21 @@ def to_inductor(gm: GraphModule, mode: str | None = None) -> Executable:
     patches = list_mode_options(mode) if mode else None
     with torch.no_grad():
         return compile_fx(fresh, examples, config_patches=patches)  # pyright: ignore[reportReturnType]
+
+
+def to_training(
+    gm: GraphModule, examples: Sequence[Any], mode: str | None = None, *, eager: bool = False
+) -> Executable:
+    """A graph of Dynamo's form, forward and backward: by Inductor with one of torch's modes, or `eager`, op by op.
+
+    Both go through AOTAutograd, while Dynamo compiles: whatever requires grad among `examples` will get a gradient.
+    """
+    if eager:
+        from torch._dynamo.backends.debugging import aot_eager
+
+        return aot_eager(gm, list(examples))
+    from torch._inductor import list_mode_options
+    from torch._inductor.compile_fx import compile_fx
+
+    patches = list_mode_options(mode) if mode else None
+    return compile_fx(gm, list(examples), config_patches=patches)  # pyright: ignore[reportReturnType]

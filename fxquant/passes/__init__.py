@@ -12,6 +12,7 @@ from fxquant.passes.annotate import Annotate
 from fxquant.passes.base import Pass
 from fxquant.passes.fold_weights import FoldWeights
 from fxquant.passes.fuse_siblings import FuseSiblings
+from fxquant.passes.insert_fake_quantize import InsertFakeQuantize
 from fxquant.passes.insert_qdq import InsertQdq
 from fxquant.passes.share_quantize import ShareQuantize
 
@@ -19,6 +20,7 @@ __all__ = [
     "Annotate",
     "FoldWeights",
     "FuseSiblings",
+    "InsertFakeQuantize",
     "InsertQdq",
     "Observer",
     "Pass",

@@ -9,10 +9,10 @@ import torch
 from torch.fx import GraphModule, Node
 
 from fxquant.annotation import Declined, PassResult, amend_note, note_of
-from fxquant.graphs import ancestors, constant_nodes, value_of, written_nodes
+from fxquant.graphs import ancestors, constant_nodes, target_name, value_of, written_nodes
 from fxquant.passes.base import Pass
 from fxquant.passes.sites import where
-from fxquant.products import Form, Kind, bias_of, products, weight_of
+from fxquant.products import FAKE_QUANTIZE_WEIGHT, FROZEN, Form, Kind, bias_of, products, weight_of, weight_op
 from fxquant.spec import Decision, TensorSpec
 
 _FLOAT = (torch.float32, torch.bfloat16, torch.float16)
@@ -26,16 +26,21 @@ class Annotate(Pass):
     after:   y = linear(x, @w)      {w=int8/channel x=int8/token}
 
     `decide` answers for a module path (or for several, if a shared weight has more than one) and the kind of product:
-    linear, conv or embedding.
+    linear, conv or embedding. A product of a quantized module is left as it is; one whose frozen weight is decoded at
+    each call has the decoding op for its kernel. `training`: insert-fake-quantize speaks of those that are not frozen.
     """
 
     decide: Callable[[tuple[str, ...], Kind], Decision]
+    training: bool = False
     name = "annotate"
 
     def run(self, gm: GraphModule) -> PassResult:
         result, graph = PassResult(), _Graph.of(gm)
         for node, form in products(gm):
-            if why := graph.why_not(node, form):
+            op = weight_op(node)
+            if op is not None and target_name(op) == FAKE_QUANTIZE_WEIGHT and self.training:
+                continue
+            if why := graph.why_not(node, form) or _of_model_door(node, op):
                 amend_note(node, reason=why)
                 result.declined.append(Declined(where(node), why, node.name))
                 continue
@@ -82,6 +87,16 @@ class _Graph:
         if not all(isinstance(size, int) for size in w.shape) or 0 in w.shape:
             return f"the weight's shape {tuple(w.shape)} is empty or not fixed"
         return ""
+
+
+def _of_model_door(node: Node, op: Node | None) -> str:
+    """Why a product of a quantized module is left; `op` makes its weight. Empty for any other product."""
+    if op is None:
+        return ""
+    if target_name(op) == FAKE_QUANTIZE_WEIGHT:
+        return "quantized by the model door; freeze it"
+    amend_note(node, kernel=target_name(op).removeprefix("fxquant."))
+    return FROZEN
 
 
 def _why_unfit(node: Node, form: Form, spec: TensorSpec) -> str:

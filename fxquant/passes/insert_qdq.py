@@ -15,6 +15,7 @@ from fxquant.annotation import PassResult, amend_note, note_of
 from fxquant.graphs import VALUE_KEY, add_call, autocast_regions, entered, fake_mode_of, infer_value, value_of
 from fxquant.passes.base import Pass
 from fxquant.passes.joining import parts_of, quantized_by_parts
+from fxquant.passes.sites import uncast
 from fxquant.products import Form, activation_of, products, weight_of
 from fxquant.spec import LinearSpec, TensorSpec
 
@@ -23,7 +24,6 @@ QUANTIZE_WEIGHT = torch.ops.fxquant.quantize_weight.default
 DEQUANTIZE = torch.ops.fxquant.dequantize.default
 _FLATTEN, _VIEW = torch.ops.aten.flatten.using_ints, torch.ops.aten.view.default
 _CAT, _EXPAND, _CLONE = torch.ops.aten.cat.default, torch.ops.aten.expand.default, torch.ops.aten.clone.default
-_TO_COPY, _CAPTURE = torch.ops.aten._to_copy.default, "capture"
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 Call = Callable[..., Node]
@@ -66,7 +66,7 @@ class InsertQdq(Pass):
             if spec.weights is not None:
                 old = weight_of(node)
                 node.update_arg(form.weight, _weight(call, old, form, spec))
-                if not old.users and old is not _uncast(old):
+                if not old.users and old is not uncast(old):
                     gm.graph.erase_node(old)
                 _keep_layout(gm, node, form)
             result.changed += 1
@@ -99,21 +99,13 @@ def _activation(call: Call, x: Node, spec: TensorSpec) -> Node:
 def _weight(call: Call, weight: Node, form: Form, spec: LinearSpec) -> Node:
     """The weight behind its codes, in the shape that the product reads."""
     assert spec.weights is not None
-    value, weight = value_of(weight), _uncast(weight)
+    value, weight = value_of(weight), uncast(weight)
     matrix = call(_FLATTEN, weight, 1) if form.kind == "conv" else weight
     parts = parts_of(weight) if quantized_by_parts(spec) else ()
     codes, scale, zero_point, tensor_scale = _joined(call, parts, spec) if parts else _codes(call, matrix, spec)
     last = () if tensor_scale is None else (tensor_scale,)
     decoded = call(DEQUANTIZE, codes, scale, zero_point, str(spec.weights), value.dtype, *last)
     return call(_VIEW, decoded, list(value.shape)) if form.kind == "conv" else decoded
-
-
-def _uncast(weight: Node) -> Node:
-    """The weight before capture spelled autocast out: codes are of the parameter, and decode to the narrow dtype."""
-    if weight.target is not _TO_COPY or _CAPTURE not in note_of(weight).made_by:
-        return weight
-    (source,) = weight.all_input_nodes
-    return source
 
 
 Parts = tuple[Node, Node, Node | None, Node | None]

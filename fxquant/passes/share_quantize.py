@@ -8,11 +8,13 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from fxquant.annotation import PassResult, amend_note, note_of
-from fxquant.graphs import written_by
+from fxquant.graphs import target_name, written_by
 from fxquant.passes.base import Pass
-from fxquant.passes.insert_qdq import QUANTIZE_DYNAMIC, QUANTIZE_WEIGHT, InsertQdq
+from fxquant.passes.insert_fake_quantize import InsertFakeQuantize
+from fxquant.passes.insert_qdq import InsertQdq
 
-_QUANTIZE = (QUANTIZE_DYNAMIC, QUANTIZE_WEIGHT)
+_MAKERS = {InsertQdq.name, InsertFakeQuantize.name}
+_QUANTIZE = ("quantize_dynamic", "quantize_weight", "fake_quantize", "fake_quantize_weight")
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,10 @@ class ShareQuantize(Pass):
                 amend_note(twin, paths=tuple(paths))
                 node.replace_all_uses_with(twin)
                 gm.graph.erase_node(node)
-                result.changed += twin.target in _QUANTIZE
+                result.changed += target_name(twin).removeprefix("fxquant.") in _QUANTIZE
         return result
 
 
 def _is_ours(node: Node) -> bool:
-    """A node that insert-qdq made of a value: quantize, an element of what it gives, a flattened weight, dequantize."""
-    return node.op == "call_function" and InsertQdq.name in note_of(node).made_by
+    """A node that a pass made of a value: quantize, an element of what it gives, a flattened weight, dequantize."""
+    return node.op == "call_function" and not _MAKERS.isdisjoint(note_of(node).made_by)

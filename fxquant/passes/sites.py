@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch.fx import Node
 
 from fxquant.annotation import note_of
 from fxquant.graphs import ancestors, source_line
+
+_TO_COPY, _CAPTURE = torch.ops.aten._to_copy.default, "capture"
 
 
 def where(node: Node) -> str:
@@ -18,3 +21,11 @@ def place_before(nodes: list[Node], point: Node) -> None:
     for node in ancestors(nodes):
         if node > point:
             point.prepend(node)
+
+
+def uncast(weight: Node) -> Node:
+    """The weight before capture spelled autocast out: codes are of the parameter, and decode to the narrow dtype."""
+    if weight.target is not _TO_COPY or _CAPTURE not in note_of(weight).made_by:
+        return weight
+    (source,) = weight.all_input_nodes
+    return source

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fxquant.report.records import ParameterFacts, Site, SiteSqnr, Uncovered, parameter_facts
+from fxquant.report.records import ParameterFacts, Site, SiteSqnr, Uncovered, parameter_facts, quantized_weights
 from fxquant.report.reports import GraphReport, ModelReport
 from fxquant.report.snapshot import Snapshot, snapshot
 from fxquant.report.walk import is_kernel, is_product, is_site, site_graph
@@ -19,6 +19,7 @@ __all__ = [
     "is_product",
     "is_site",
     "parameter_facts",
+    "quantized_weights",
     "site_graph",
     "snapshot",
 ]

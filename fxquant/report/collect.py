@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch.fx import GraphModule, Node
 
 from fxquant.annotation import Note, note_of
+from fxquant.products import FROZEN
 from fxquant.report.records import Site, Uncovered, stable_text, unique
 from fxquant.report.snapshot import FloatSite, Snapshot
 from fxquant.report.walk import (
@@ -73,7 +74,7 @@ def _site(
         op=op_of(node),
         members=members,
         node=node.name,
-        algorithm=_algorithm(note.spec),
+        algorithm="" if note.reason == FROZEN else _algorithm(note.spec),  # codes do not tell how they were chosen
     )
 
 

@@ -11,10 +11,11 @@ from typing import Any, Literal, NamedTuple
 from torch.nn import Module
 
 from fxquant.annotation import joined_path
+from fxquant.nn.base import QModule
 
-Status = Literal["lowered", "reference", "fallback", "skipped", "declined", "float"]
-STATUSES: tuple[Status, ...] = ("lowered", "reference", "fallback", "skipped", "declined", "float")
-QUANTIZED: tuple[Status, ...] = ("lowered", "reference", "fallback")
+Status = Literal["lowered", "reference", "training", "fallback", "skipped", "declined", "float"]
+STATUSES: tuple[Status, ...] = ("lowered", "reference", "training", "fallback", "skipped", "declined", "float")
+QUANTIZED: tuple[Status, ...] = ("lowered", "reference", "training", "fallback")
 KINDS = ("linear", "conv", "embedding")
 
 
@@ -22,12 +23,13 @@ KINDS = ("linear", "conv", "embedding")
 class Site:
     """One product with a weight, and what became of it.
 
-    ``status``: "lowered" runs on a quantized kernel; "reference" on dequantize and the float op; "fallback" on the
-    quantized ops in eager, outside any graph; "skipped" stays float by the configuration; "declined" could not be
-    quantized; "float" stays float because quantized would be slower, or because it has no weight. ``reason`` says why
-    it is not "lowered", or what of the configuration a product of its kind cannot have. ``members`` counts the products
-    of the model in it, more than one after siblings were joined. ``parameter_names`` are the model's names of the float
-    parameters; ``bytes_after`` counts what the site reads in their place.
+    ``status``: "lowered" runs on a quantized kernel; "reference" on dequantize and the float op; "training" on the
+    float op, with rounded operands and a gradient; "fallback" on the quantized ops in eager, outside any graph;
+    "skipped" stays float by the configuration; "declined" could not be quantized; "float" stays float because quantized
+    would be slower, or because it has no weight. ``reason`` says why it is not "lowered", who made its kernel if not
+    this door, or what of the configuration a product of its kind cannot have. ``members`` counts the products of the
+    model in it, more than one after siblings were joined. ``parameter_names`` are the model's names of the float
+    parameters, or of a frozen weight's parts; ``bytes_after`` counts what the site reads in their place.
     ``op`` is one of `KINDS`, or the op that was never made one ("lstm", "matmul"); ``node`` its name in the graph;
     ``spec_text`` says format and granularity of weights and activations, ``algorithm`` how the codes of the weight were
     chosen. ``sqnr`` of the output and ``weight_sqnr`` in dB, None if not measured.
@@ -96,9 +98,28 @@ class ParameterFacts:
 
 
 def parameter_facts(model: Module) -> dict[str, ParameterFacts]:
-    """The facts of every parameter of the model, under every name it has."""
+    """The facts of every parameter of the model, under every name it has; of a frozen weight those that it had."""
     named = model.named_parameters(remove_duplicate=False)
-    return {name: ParameterFacts(id(p), p.nbytes, p.dim(), p.is_floating_point()) for name, p in named}
+    facts = {name: ParameterFacts(id(p), p.nbytes, p.dim(), p.is_floating_point()) for name, p in named}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, QModule) and module._forms:
+            names = zip(quantized_weights(module, path).items(), module._forms, strict=True)
+            facts.update({name: ParameterFacts(id(module.parts(own)[0]), size, 2) for (name, size), own in names})
+    return facts
+
+
+def quantized_weights(module: QModule, path: str) -> dict[str, int]:
+    """The quantized weights of the module at `path` by the model's names, with their bytes as floats.
+
+    A frozen weight goes by the name of its codes. One that another module holds (tied weights) is not among them.
+    """
+    if module._forms:
+        item = module.compute_dtype.itemsize
+        sizes = {f"{name}_codes": form.rows * form.columns * item for name, form in module._forms.items()}
+    else:
+        known = {name: module._parameters.get(name) for name in module.weight_names if module._weight_spec}
+        sizes = {name: p.nbytes for name, p in known.items() if p is not None}
+    return {f"{path}.{name}" if path else name: size for name, size in sizes.items()}
 
 
 def stable_text(text: str) -> str:

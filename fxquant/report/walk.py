@@ -10,14 +10,14 @@ from torch.fx import GraphModule, Node
 
 from fxquant.annotation import META_KEY, Note, note_of
 from fxquant.graphs import source_line, target_name, value_of
-from fxquant.products import TWO_ACTIVATIONS, form_of
+from fxquant.products import FAKE_QUANTIZE_WEIGHT, TWO_ACTIVATIONS, form_of, weight_op
 from fxquant.report.records import KINDS, Status
 
 if TYPE_CHECKING:
     import networkx
 
-# What `QuantConfig.spec_for` answers where the configuration itself keeps a site float.
-_BY_CONFIG = ("rule ", "exclude ", "include ", "not in include", "default", "embeddings ")
+# What `QuantConfig.spec_for` answers where the configuration itself keeps a site float; or the model door's did.
+_BY_CONFIG = ("rule ", "exclude ", "include ", "not in include", "default", "embeddings ", "left float ")
 _CAPTURE = "capture"
 
 
@@ -71,8 +71,14 @@ def status_of(node: Node) -> Status:
     if is_kernel(node):
         return "lowered"
     if note.spec is not None:
-        return "reference"
+        return "training" if _is_rounded(node) else "reference"
     return _float_status(note)
+
+
+def _is_rounded(product: Node) -> bool:
+    """Whether the weight is a float tensor that is rounded at each call."""
+    op = weight_op(product)
+    return op is not None and target_name(op) == FAKE_QUANTIZE_WEIGHT
 
 
 def _float_status(note: Note) -> Status:

@@ -43,6 +43,7 @@ bench: $(STAMP)  ## measure against float and oneDNN on this machine
 
 accuracy: $(STAMP)  ## three trained models in every preset; renews docs/accuracy.md and its plot
 	$(BIN)/python -m benchmarks.accuracy --write docs $(ARGS)
+	$(BIN)/python -m benchmarks.accuracy.doors --write docs
 
 clean:  ## remove .venv and what tools leave behind
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache fxquant-dump

@@ -13,7 +13,16 @@ import time
 from benchmarks.harness import RESULTS
 
 # The one with the most demands first.
-SCRIPTS = ("linear_inductor", "linear_formats", "linear_kernels", "models", "compile_time", "stale_check", "algorithms")
+SCRIPTS = (
+    "linear_inductor",
+    "linear_formats",
+    "linear_kernels",
+    "models",
+    "compile_time",
+    "stale_check",
+    "algorithms",
+    "model_door",
+)
 
 
 def options_of(name: str, quick: bool) -> list[str]:

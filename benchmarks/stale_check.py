@@ -46,6 +46,7 @@ class Recording:
     @property
     def runner(self) -> GraphRunner:
         (runner,) = self.backend._runners
+        assert isinstance(runner, GraphRunner)
         return runner
 
 

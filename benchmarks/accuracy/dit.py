@@ -17,7 +17,7 @@ STEPS = 20
 GUIDANCE = 1.5
 NO_CLASS = 10
 PIXEL_RANGE = 2.0  # from -1 to 1
-SAMPLES = 200
+SAMPLES = 500
 
 
 class Velocity(nn.Module):
@@ -82,7 +82,7 @@ def score(got: Outputs, want: Outputs) -> dict[str, float]:
 
 
 def subject(quick: bool = False) -> Subject:
-    """The transformer and 200 samples (`quick`: 20)."""
+    """The transformer and 500 samples (`quick`: 20)."""
     model = load_model()
     noise, label = start(20 if quick else SAMPLES)
     probe = spread(trajectory(model, noise, label)[1])

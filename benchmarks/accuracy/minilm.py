@@ -26,7 +26,8 @@ def embed(model: Forward, ids: Tensor, mask: Tensor, lengths: tuple[int, ...] = 
     count = mask.sum(1)
     found: dict[int, Tensor] = {}
     for low, high in pairwise((0, *lengths)):
-        for part in torch.nonzero((count > low) & (count <= high)).flatten().split(rows):
+        chosen = torch.nonzero((count > low) & (count <= high)).flatten()
+        for part in chosen.split(rows) if len(chosen) else ():
             filled = torch.cat([part, part[-1:].expand(rows - len(part))])
             vectors = model(ids[filled, :high], mask[filled, :high])[: len(part)].float()
             found.update(zip(part.tolist(), vectors, strict=True))
@@ -45,12 +46,12 @@ def score(got: Outputs, want: Outputs) -> dict[str, float]:
 
 
 def subject(quick: bool = False) -> Subject:
-    """The encoder and 500 queries among 500 glosses (`quick`: 100)."""
+    """The encoder and 1,000 queries among 1,000 glosses (`quick`: 100)."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # its load report: the checkpoint's pooler is not used
-    pairs = sentences.load_pairs(100 if quick else 500)
+    pairs = sentences.load_pairs(100 if quick else 1000)
     count = len(pairs.pairs)
     tokens = minilm.load_tokenizer(LENGTHS[-1])(
         [*(pair.query for pair in pairs.pairs), *(pair.document for pair in pairs.pairs)]

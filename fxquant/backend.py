@@ -108,7 +108,8 @@ class QuantizingBackend:
     def _lower_another(self, captured: CapturedGraph, decide: Decide) -> tuple[Lowered, Callable[..., Any]]:
         """The graph for parameters that want other specs: Dynamo has done its part, and compiles this one anew."""
         lowered = self._lower_to_train(captured, decide)
-        compiled = torch.compile(lowered.gm.forward, backend="aot_eager" if self._runs_eager else "inductor")
+        name, mode = ("aot_eager", None) if self._runs_eager else ("inductor", self.config.mode)
+        compiled = torch.compile(lowered.gm.forward, backend=name, mode=mode)
         positions = lowered.binding.positions
         return lowered, lambda *args: compiled(*(args[p] for p in positions))
 

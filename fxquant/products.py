@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch.fx import GraphModule, Node
 
-from fxquant.graphs import ancestors, is_ours, target_name
+from fxquant.graphs import ancestors, is_ours, target_name, value_of
 from fxquant.spec import TensorSpec
 
 LINEAR = torch.ops.aten.linear.default
@@ -115,10 +115,15 @@ def weight_op(product: Node) -> Node | None:
     op = next((n for n in reversed(ancestors([weight_of(product)])) if is_ours(n)), None)
     if op is not None or product.target is not EMBEDDING:
         return op
-    readers = list(product.users)
+    readers = _readers(product)
     while len(readers) == 1 and target_name(readers[0]).removeprefix("aten.") in _VIEWS:
-        readers = list(readers[0].users)
+        readers = _readers(readers[0])
     return next((n for n in readers if target_name(n) == FAKE_QUANTIZE_WEIGHT), None)
+
+
+def _readers(rows: Node) -> list[Node]:
+    """Who makes tensors of the rows; where shapes are dynamic, others ask for their size."""
+    return [n for n in rows.users if isinstance(value_of(n), torch.Tensor)]
 
 
 def rounded_to(x: Node) -> TensorSpec | None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fxquant import ops  # noqa: F401  (declares torch.ops.fxquant)
+from fxquant.errors import ShapeMismatch
 from fxquant.numerics import decode
 from fxquant.spec import TensorSpec
 
@@ -33,12 +34,14 @@ class QuantizedTensor:
     tensor_scale: Tensor | None = None
 
     @staticmethod
-    def quantize(weight: Tensor, spec: TensorSpec, algorithm: str = "auto") -> QuantizedTensor:
+    def quantize(weight: Tensor, spec: TensorSpec | str, algorithm: str = "auto") -> QuantizedTensor:
         """Choose the codes of a float matrix [N, K] by the algorithm of that name (see `fxquant.algorithms`).
 
-        Raises `ShapeMismatch` if the matrix cannot have the spec's granularity.
+        Raises `ShapeMismatch` if it is no matrix, or one that cannot have the spec's granularity.
         """
-        matrix = weight.detach()
+        spec, matrix = TensorSpec.parse(spec) if isinstance(spec, str) else spec, weight.detach()
+        if matrix.dim() != 2:
+            raise ShapeMismatch("QuantizedTensor.quantize", f"a tensor {list(matrix.shape)}", "a matrix [N, K]")
         if str(spec) == "int8/channel" and algorithm in _BY_ROW_KERNEL and matrix.dtype is not torch.float64:
             codes, scale = _FXQUANT.int8_quantize_per_token(matrix)
             return QuantizedTensor(spec, codes, scale)

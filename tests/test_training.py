@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import importlib
 import sys
 import weakref
 from collections.abc import Callable
@@ -268,6 +269,21 @@ def test_a_rule_for_one_of_equal_blocks_is_honoured() -> None:
         assert_trains_alike(view, model, twin, x)
     status = {site.path: site.status for site in view.report().sites}  # pyright: ignore[reportFunctionMemberAccess]
     assert (status["blocks.0.a"], status["blocks.1.a"]) == ("training", "skipped")
+
+
+def test_each_of_the_graphs_of_equal_blocks_gets_the_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[Any] = []
+
+    def compile_fx(gm: torch.fx.GraphModule, _: Any, config_patches: Any = None, **_others: Any) -> Any:
+        modes.append(config_patches)
+        return gm
+
+    monkeypatch.setattr(importlib.import_module("torch._inductor.compile_fx"), "compile_fx", compile_fx)
+    mode = "max-autotune-no-cudagraphs"
+    view = fxquant.compile(Stack(), **INT4, mode=mode, rules={"blocks.1": None, "blocks.2.a": None})
+    view(draw(5, 64))
+    assert len(modes) > len(view._backend._runners)  # some graph was compiled for a second set of specs
+    assert all(patches and patches.get("max_autotune") for patches in modes)
 
 
 def test_the_bare_door_refuses_such_rules() -> None:

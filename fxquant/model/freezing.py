@@ -14,7 +14,8 @@ from fxquant.nn import QModule
 def freeze(model: nn.Module) -> None:
     """Replace the float weights of all quantized modules by their codes, one module at a time.
 
-    The codes are those that the modules rounded to, so outputs stay what they were up to the order of float sums; float
+    The codes are those that the modules rounded to, so each module's output stays what it was up to the order of float
+    sums (where a later module rounds activations, that may move a code here and there); float
     weights are let go at once, so that memory peaks at the float model and one layer. Tied weights stay one. Frozen
     weights take no gradient; biases and what was not quantized still do. Does nothing where there is nothing to do.
 
@@ -31,9 +32,7 @@ def freeze_modules(model: nn.Module, modules: Iterable[QModule]) -> None:
     """`freeze` for some modules of a model, and those that are tied to them."""
     chosen = list(modules)
     tied = _tied(model)
-    paths = {id(module): path for path, module in model.named_modules()}
-    for module in chosen:
-        _check_finite(module, paths[id(module)])
+    check_finite(model, chosen)
     for module in chosen:
         weight = module._parameters.get("weight")
         group = [] if weight is None else tied[id(weight)]
@@ -76,6 +75,13 @@ def reads_same_rows(one: QModule, other: QModule) -> bool:
     if weights[0].is_meta:
         return one.matrix_shape() == other.matrix_shape()
     return torch.equal(one.matrix(weights[0].detach()), other.matrix(weights[0].detach()))
+
+
+def check_finite(model: nn.Module, modules: Iterable[QModule]) -> None:
+    """Raises `NonFiniteWeight` if one of these modules of the model has a weight that holds NaN or infinity."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    for module in modules:
+        _check_finite(module, paths[id(module)])
 
 
 def _check_finite(module: QModule, path: str) -> None:

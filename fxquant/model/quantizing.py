@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from fxquant.errors import AlreadyFrozen, NotAModule, PatternMatchesNothing
-from fxquant.model.freezing import freeze_modules, reads_same_rows
+from fxquant.model.freezing import check_finite, freeze_modules, reads_same_rows
 from fxquant.model.records import QuantizeReport, QuantizeRow
 from fxquant.nn import QModule, quantized_class, why_none
 from fxquant.spec import NAMED_SPECS, ConfigLike, LinearSpec, NumberFormat, QuantConfig, TensorSpec, resolve_config
@@ -74,6 +74,7 @@ def quantize(
         InvalidOption, UnknownFormat, UnknownPreset, …: the config does not make sense.
         PatternMatchesNothing: a pattern matches no module; nothing has been changed.
         AlreadyFrozen: modules that are frozen would become something else; nothing has been changed.
+        NonFiniteWeight: with `device`, a weight holds NaN or infinity; nothing has been frozen.
     """
     given = {"weights": weights, "activations": activations, "group_size": group_size, "algorithm": algorithm}
     given |= {"include": include, "exclude": exclude, **fields}
@@ -175,16 +176,15 @@ def _tie_group(group: list[Candidate]) -> None:
 
 
 def _refuse_other_codes(candidates: list[Candidate]) -> None:
+    refused: dict[tuple[LinearSpec, LinearSpec], list[str]] = {}
     for candidate in candidates:
         module = candidate.module
         if isinstance(module, QModule) and module.is_frozen and candidate.spec is not None:
             met, wanted = module.quantization, candidate.spec
             if (met.weights, met.algorithm) != (wanted.weights, wanted.algorithm):
-                raise AlreadyFrozen([c.paths[0] for c in candidates if _is_frozen_as(c.module, met)], met, wanted)
-
-
-def _is_frozen_as(module: nn.Module, spec: LinearSpec) -> bool:
-    return isinstance(module, QModule) and module.is_frozen and module.quantization == spec
+                refused.setdefault((met, wanted), []).append(candidate.paths[0])
+    for (met, wanted), paths in refused.items():
+        raise AlreadyFrozen(paths, met, wanted)
 
 
 def _adopt(candidate: Candidate, config: QuantConfig, uncalibrated: list[str]) -> None:
@@ -258,6 +258,7 @@ def _row(candidate: Candidate) -> QuantizeRow:
 
 def _move_and_freeze(model: nn.Module, candidates: list[Candidate], device: torch.device | str) -> None:
     modules = [c.module for c in candidates if isinstance(c.module, QModule)]
+    check_finite(model, modules)
     for module in modules:
         module.to(device)
         freeze_modules(model, [module])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fxquant.errors import InvalidQuantizationMap, NotAModule, NotForQuanto, StateDictMismatch
 from fxquant.model.maps import NONE, QuantizationMap
 from fxquant.nn import QModule
-from fxquant.nn.forms import PARTS, to_storage
+from fxquant.nn.forms import STORED, to_storage
 from fxquant.numerics import spread
 from fxquant.spec import TensorSpec
 from fxquant.tensor import QuantizedTensor
@@ -185,7 +185,7 @@ def to_quanto(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, dict[str, 
     for path, module in model.named_modules(remove_duplicate=False):
         if not isinstance(module, QModule):
             continue
-        for name in (*(f"{n}_{part}" for n in module.weight_names for part in PARTS), *_SCALES):
+        for name in (*(f"{n}_{part}" for n in module.weight_names for part in STORED), *_SCALES):
             state.pop(_key(path, name), None)
         if not isinstance(module, nn.Linear | nn.Conv2d) or not module._weight_spec:
             with torch.no_grad():

@@ -13,7 +13,7 @@ from fxquant.model.maps import MapEntry, QuantizationMap, read_map
 from fxquant.model.meta import materialize, restored_buffers
 from fxquant.model.quantizing import switch_off_fast_paths
 from fxquant.nn import QModule
-from fxquant.nn.forms import PARTS
+from fxquant.nn.forms import STORED, stored_parts
 from fxquant.spec import LinearSpec
 
 _SCALES = ("input_scale", "output_scale")
@@ -144,14 +144,7 @@ def _load_twins(
 
 def _parts(spec: LinearSpec) -> list[str]:
     """What the codes of a weight consist of in a state dict."""
-    weights = spec.weights
-    there = (
-        True,
-        True,
-        weights is not None and weights.has_zero_point,
-        weights is not None and weights.has_tensor_scale,
-    )
-    return [part for part, is_there in zip(PARTS, there, strict=True) if is_there]
+    return [] if spec.weights is None else stored_parts(spec.weights)
 
 
 def _float_keys(
@@ -183,7 +176,7 @@ def _float_keys(
 
 def _replaced(entry: MapEntry) -> list[str]:
     """Names in a module's state dict that are not torch's own."""
-    return [f"{name}_{part}" for name in entry.kind.weight_names for part in PARTS] + list(_SCALES)
+    return [f"{name}_{part}" for name in entry.kind.weight_names for part in STORED] + list(_SCALES)
 
 
 def _commit(entries: list[MapEntry], twins: Mapping[int, QModule], owners: Mapping[int, nn.Module]) -> None:

@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 from fxquant import cpu_kernels
 from fxquant.errors import FrozenWeight
 from fxquant.nn import forms, recording
-from fxquant.nn.forms import PARTS, Form
+from fxquant.nn.forms import PARTS, STORED, Form
 from fxquant.nn.readonly import weight_to_read
 from fxquant.nn.warn import warn_uncalibrated
 from fxquant.spec import TENSOR, LinearSpec, TensorSpec
@@ -280,7 +280,7 @@ class QModule(nn.Module):
         missing, _, errors = lists
         rest = dict(state_dict)
         for name in self.matrix_names():
-            stored = {part: rest.pop(key) for part in PARTS if (key := f"{prefix}{name}_{part}") in rest}
+            stored = {part: rest.pop(key) for part in STORED if (key := f"{prefix}{name}_{part}") in rest}
             if stored:
                 self._load_codes(name, stored, prefix, errors)
             elif name in self._forms and f"{prefix}{name}" in rest:

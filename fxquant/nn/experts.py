@@ -28,7 +28,7 @@ _MARKS = ("num_experts", "has_gate", "has_bias", "has_post_expert_norm", "is_tra
 
 def has_experts_interface(cls: type[nn.Module]) -> bool:
     """Whether transformers' decorator made the forward of that class."""
-    forward = cls.forward
+    forward = getattr(cls, "forward", None)  # a scripted module's class has none
     return hasattr(forward, "__wrapped__") and getattr(forward, "__globals__", {}).get("__name__") == _INTERFACE
 
 

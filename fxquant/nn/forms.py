@@ -21,6 +21,8 @@ from fxquant.tensor import QuantizedTensor
 _FXQUANT = torch.ops.fxquant
 # What a frozen weight consists of, in this order; each is a buffer, named after the weight.
 PARTS = ("codes", "scale", "zero_point", "tensor_scale")
+# What a state dict holds of it: the parts that it has, and its spec as text, in bytes.
+STORED = (*PARTS, "spec")
 
 
 class Form(NamedTuple):
@@ -99,22 +101,30 @@ def decoded(parts: tuple[Tensor | None, ...], form: Form, dtype: torch.dtype) ->
 
 
 def to_storage(weight: QuantizedTensor) -> dict[str, Tensor]:
-    """By part: codes as uint8 rows [N, ceil(K * bits / 8)], the rest in the shapes of `QuantizedTensor`."""
-    rows = _FXQUANT.pack_rows(weight.codes, str(weight.spec))
-    parts = (rows, weight.scale, weight.zero_point, weight.tensor_scale)
-    return {part: t for part, t in zip(PARTS, parts, strict=True) if t is not None}
+    """By part: codes as uint8 rows [N, ceil(K * bits / 8)], the spec as uint8 text, the rest of `QuantizedTensor`."""
+    text = str(weight.spec)
+    spec = torch.tensor(list(text.encode()), dtype=torch.uint8, device="cpu")  # whatever the default is
+    parts = (_FXQUANT.pack_rows(weight.codes, text), weight.scale, weight.zero_point, weight.tensor_scale, spec)
+    return {part: t for part, t in zip(STORED, parts, strict=True) if t is not None}
 
 
 def from_storage(stored: Mapping[str, Tensor], spec: TensorSpec, columns: int) -> QuantizedTensor:
     """The inverse of `to_storage`. Raises `ShapeMismatch` where parts, shapes or dtypes are not those of the spec."""
-    wanted = ["codes", "scale", *["zero_point"] * spec.has_zero_point, *["tensor_scale"] * spec.has_tensor_scale]
+    where, wanted = "codes of a state dict", stored_parts(spec)
     if sorted(stored) != sorted(wanted):
-        raise ShapeMismatch(
-            "codes of a state dict", f"the parts {', '.join(stored)}", f"{', '.join(wanted)} for {spec}"
-        )
+        raise ShapeMismatch(where, f"the parts {', '.join(stored)}", f"{', '.join(wanted)} for {spec}")
+    told = bytes(stored["spec"].tolist()).decode()
+    if told != str(spec):
+        raise ShapeMismatch(where, f"codes of {told}", str(spec))
     rows, numbers = stored["codes"], (stored["scale"], stored.get("zero_point"), stored.get("tensor_scale"))
     check_table("fxquant.nn", rows, *numbers, columns, str(spec), torch.float32)
     return QuantizedTensor(spec, _FXQUANT.unpack_rows(rows, str(spec), columns), *numbers)
+
+
+def stored_parts(spec: TensorSpec) -> list[str]:
+    """Those of `STORED` that a weight of that spec has."""
+    there = (True, True, spec.has_zero_point, spec.has_tensor_scale, True)
+    return [part for part, is_there in zip(STORED, there, strict=True) if is_there]
 
 
 def read(held: Tensor, form: Form) -> Tensor:

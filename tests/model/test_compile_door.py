@@ -131,11 +131,12 @@ def test_a_module_that_is_not_frozen_is_not_quantized_again() -> None:
     assert torch.equal(view_of(model, "int8dq")(X), with_recipe)
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
 @torch.no_grad()
-def test_rows_that_a_table_rounds_are_not_rounded_twice() -> None:
-    model, ids = nn.Sequential(nn.Embedding(20, 32), nn.Linear(32, 4)).eval(), torch.arange(6)
+def test_rows_that_a_table_rounds_are_not_rounded_twice(dynamic: bool) -> None:
+    model, ids = nn.Sequential(nn.Embedding(20, 32), nn.Linear(32, 4)).eval(), torch.arange(6).view(2, 3)
     fxquant.quantize(model, "int8wo", embeddings="int4/group16")
-    view = view_of(model, "int8wo", embeddings="int8")
+    view = view_of(model, "int8wo", embeddings="int8", dynamic=dynamic)
     assert torch.equal(view(ids), model(ids))
     assert {row[3] for row in rows(view.report()).values()} == {"quantized by the model door; freeze it"}
 

@@ -82,6 +82,7 @@ def test_a_pattern_that_matches_nothing_changes_nothing() -> None:
         {"config": "int4wo"},
         {"weights": "int4", "group_size": 128},
         {"weights": "qint4"},
+        {"config": fxquant.qint4},
         {"config": fxquant.QuantConfig(weights="int4")},
         {"config": {"weights": "int4"}},
         {"weights": fxquant.TensorSpec.parse("int4/group128/affine/bf16")},
@@ -241,6 +242,60 @@ def test_after_freeze_the_same_is_fine_and_another_is_refused() -> None:
     assert not model.head.is_frozen
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_refusal_names_those_that_would_change() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    fxquant.quantize(model, weights="int8", rules={"1": "int4wo"})
+    fxquant.freeze(model)
+    with pytest.raises(AlreadyFrozen) as refused:
+        fxquant.quantize(model, weights="int8")
+    assert refused.value.paths == ("1",)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_what_is_scripted_stays_as_it_is() -> None:
+    model = nn.Sequential(torch.jit.script(nn.Linear(8, 8)), nn.Linear(8, 8))
+    report = fxquant.quantize(model, weights="int8")
+    assert [row.path for row in report.quantized] == ["1"]
+    fxquant.freeze(model)
+    assert model(torch.randn(2, 8)).shape == (2, 8)
+
+
+def calibrated(**options: str) -> tuple[nn.Sequential, Tensor]:
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)), torch.randn(16, 8)
+    fxquant.quantize(model, **options)  # pyright: ignore[reportArgumentType]
+    with fxquant.Calibration():
+        model(x)
+    return model, x
+
+
+def test_ranges_of_another_recipe_are_dropped() -> None:
+    for first, then in (("float8", "int8"), ("int8", "int8/token"), ("int8", None)):
+        model, x = calibrated(weights="int8", activations=first)
+        fresh = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
+        fresh.load_state_dict(model.state_dict(), strict=False)
+        for one in (model, fresh):
+            fxquant.quantize(one, weights="int8", activations=then)
+        assert torch.equal(model(x), fresh(x))
+        assert "0.input_scale" not in model.state_dict()
+
+
+def test_the_same_recipe_keeps_what_was_calibrated() -> None:
+    model, x = calibrated(weights="int8", activations="int8/tensor")
+    before = model(x)
+    fxquant.quantize(model, weights="int8", activations="int8/tensor")
+    assert torch.equal(model(x), before)  # and does not warn: warnings are errors here
+
+
+def test_loaded_ranges_end_the_waiting() -> None:
+    model, x = calibrated(weights="int8", activations="int8/tensor")
+    other = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 8))
+    fxquant.quantize(other, weights="int8", activations="int8/tensor")
+    other.load_state_dict(model.state_dict(), strict=False)
+    assert torch.equal(other[:2](x), model(x))
+    with pytest.warns(UncalibratedWarning, match="activations of '2' are"):
+        other(x)
 
 
 def test_activations_need_weights() -> None:

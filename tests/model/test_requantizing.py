@@ -171,7 +171,7 @@ def _with(key: str, tensor: Tensor) -> Callable[[dict[str, Tensor]], Any]:
 
 
 STATES: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
-    "codes missing": (_without("conv.weight_codes", "conv.weight_scale"), "missing: 'conv.weight'"),
+    "codes missing": (_without("conv.weight_codes", "conv.weight_scale", "conv.weight_spec"), "missing: 'conv.weight'"),
     "codes alone missing": (_without("conv.weight_codes"), "missing: 'conv.weight_codes'"),
     "scale missing": (_without("conv.weight_scale"), "missing: 'conv.weight_scale'"),
     "bias missing": (_without("conv.bias"), "missing: 'conv.bias'"),

@@ -90,6 +90,14 @@ def test_a_state_dict_gives_the_same_module_again(preset: str, shape: tuple[int,
     assert other.is_frozen
 
 
+@pytest.mark.parametrize(("met", "wanted"), [("int8wo", "fp8wo"), ("fp4_e2m1", "fp6_e2m3")])
+def test_codes_of_another_format_are_refused(met: str, wanted: str) -> None:
+    module, other = linear(met), linear(wanted)
+    fxquant.freeze(module)
+    with pytest.raises(RuntimeError, match=f"codes of {PRESETS[met].weights}"):
+        other.load_state_dict(module.state_dict())
+
+
 def test_loading_says_what_does_not_fit() -> None:
     module, other = linear("int4wo"), linear("int8wo")
     fxquant.freeze(module)

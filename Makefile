@@ -6,7 +6,10 @@ STAMP  := $(VENV)/.installed
 # One compile worker: a pool of processes costs memory and start-up, and tests compile small graphs.
 TEST_ENV := TORCHINDUCTOR_COMPILE_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup demo test test-slow bench accuracy lint format clean
+NO_TRITON := --ignore=tests/triton --ignore=tests/kernels_compile
+INTERPRETED := TRITON_INTERPRET=1 OMP_NUM_THREADS=1
+
+.PHONY: help setup demo test test-cpu test-triton test-slow bench accuracy lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -33,10 +36,21 @@ format: $(STAMP)  ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 test: lint  ## lint, then all tests that take seconds
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow" --durations=15 $(ARGS)
+	$(MAKE) -j2 --output-sync=target test-cpu test-triton
+
+# The two halves run side by side: neither keeps two cores busy.
+test-cpu: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow" --durations=15 $(NO_TRITON) $(ARGS)
+
+# Two processes: a kernel that was decorated for the interpreter can't be compiled.
+test-triton: $(STAMP)
+	$(TEST_ENV) $(INTERPRETED) $(BIN)/python -m pytest tests/triton -m "not slow" --durations=8 $(ARGS)
+	$(TEST_ENV) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/kernels_compile -m "not slow" --durations=8 $(ARGS)
 
 test-slow: $(STAMP)  ## the tests that take longer
-	$(TEST_ENV) $(BIN)/python -m pytest -m slow --timeout 1200 --durations=15 $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -m slow --timeout 1200 --durations=15 $(NO_TRITON) $(ARGS)
+	$(TEST_ENV) $(INTERPRETED) $(BIN)/python -m pytest tests/triton -m slow --timeout 1200 --durations=8 $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest tests/kernels_compile -m slow --timeout 1200 --durations=8 $(ARGS)
 
 bench: $(STAMP)  ## measure against float and oneDNN on this machine
 	$(BIN)/python -m benchmarks $(ARGS)

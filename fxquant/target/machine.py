@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
-from fxquant.errors import InvalidOption
-
-Device = Literal["cpu", "cuda"]
+from fxquant.target.gpus import ARCHS
 
 
 @dataclass(frozen=True)
 class Target:
     """Capabilities of one device; code asks for these, not for names of processors.
 
-    device           'cpu' or 'cuda'.
+    device           type of a torch device: 'cpu', 'cuda' (AMD's too), 'mps', 'xpu', …
     avx2, avx512, vnni  instruction sets of the CPU; vnni means AVX512-VNNI, on 512 bit registers.
     has_kernels  compiled kernels are registered for fxquant's ops on this device.
+    arch         of a GPU that Triton compiles for: the nearest name in `ARCHS` that is not newer; else ''.
     """
 
-    device: Device
+    device: str
     avx2: bool = False
     avx512: bool = False
     vnni: bool = False
     has_kernels: bool = False
+    arch: str = ""
+
+    @property
+    def runs_triton(self) -> bool:
+        """Our Triton kernels can run here."""
+        return bool(self.arch)
 
     @property
     def runs_default(self) -> bool:
@@ -35,14 +40,14 @@ class Target:
         slower than float. A CPU without a compiler runs it by reference, with a warning.
         """
         if self.device != "cpu":
-            return self.has_kernels
+            return self.has_kernels or self.runs_triton
         return self.avx2 or not self.has_kernels
 
     @staticmethod
     def of_this_machine(device: str | torch.device = "cpu") -> Target:
-        """Ask this machine. `device` is a torch device of type cpu or cuda. Raises `InvalidOption` for another."""
-        kind = torch.device(device).type
-        match kind:
+        """Ask this machine about a torch device, or the type of one."""
+        device = torch.device(device)
+        match device.type:
             case "cpu":
                 able = torch.cpu.get_capabilities()
                 return Target(
@@ -53,9 +58,29 @@ class Target:
                     has_kernels=_has_kernels("CPU"),
                 )
             case "cuda":
-                return Target("cuda", has_kernels=_has_kernels("CUDA"))
-            case _:
-                raise InvalidOption("device", kind, "it takes 'cpu' or 'cuda'")
+                return Target("cuda", arch=_arch_of(device))
+            case other:
+                return Target(other)
+
+
+def _arch_of(device: torch.device) -> str:
+    """The nearest architecture that is not newer than that GPU; '' if there is none, no GPU, or no Triton."""
+    if not torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
+        return ""
+    if torch.version.hip:
+        name = torch.cuda.get_device_properties(device).gcnArchName.partition(":")[0]
+        return name if name in ARCHS else ""
+    return nearest_arch(*torch.cuda.get_device_capability(device))
+
+
+def nearest_arch(major: int, minor: int) -> str:
+    """Of NVIDIA's architectures in `ARCHS` the newest that has no instruction which compute capability major.minor
+    lacks; '' below 8.0."""
+    if major == 12:  # its matrix instructions are sm89's: no warp groups, no tensor memory
+        return "sm89"
+    known = [arch.compute for arch in ARCHS.values() if isinstance(arch.compute, int)]
+    older = [compute for compute in known if compute <= 10 * major + minor]
+    return f"sm{max(older)}" if older else ""
 
 
 def _has_kernels(dispatch_key: str) -> bool:

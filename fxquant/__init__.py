@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fxquant.backend import QuantizingBackend, backend
 from fxquant.calibration import Calibration
-from fxquant.compiled import CompiledModel, compile, explain, refresh
+from fxquant.compiled import CompiledModel, compile, explain, refresh, tune
 from fxquant.model import QuantizeReport, freeze, memory_footprint, quantization_map, quantize, requantize
 from fxquant.model.lora import peft_config
 from fxquant.nn import QModule, register_module
@@ -49,4 +49,5 @@ __all__ = [
     "refresh",
     "register_module",
     "requantize",
+    "tune",
 ]

@@ -1,24 +1,27 @@
-"""fxquant.compile and explain: the compile door for those who have the model in hand."""
+"""fxquant.compile, explain and tune: the compile door for those who have the model in hand."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from fxquant.backend import QuantizingBackend
-from fxquant.errors import FxQuantError, NotAModule, PatternMatchesNothing
+from fxquant.errors import FxQuantError, InvalidOption, NotAModule, PatternMatchesNothing
 from fxquant.fallback import Shadow, tensor_names
 from fxquant.gradients import InferenceOnly
+from fxquant.lowering.tuned import HEARD, Heard
 from fxquant.nn.base import QModule
 from fxquant.report import ModelReport, parameter_facts
 from fxquant.runner import Names
 from fxquant.spec import QuantConfig
+from fxquant.target import Problem, Target
+from fxquant.tuning import TuneReport, Watch, tune_problems, unwatched
 from fxquant.weights import process_store
 
 ConfigLike = QuantConfig | str | Mapping[str, Any] | None
@@ -160,6 +163,47 @@ def refresh(model: nn.Module) -> int:
     For edits that no cheap check sees: of a few elements, through ``.data`` or numpy. Returns how many were dropped.
     """
     return process_store().forget([*model.parameters(), *model.buffers()])
+
+
+def tune(
+    what: nn.Module | Iterable[Problem],
+    *args: Any,
+    config: ConfigLike = None,
+    kwargs: Mapping[str, Any] | None = None,
+    target: Target | str | None = None,
+    mode: Literal["quick", "full"] = "quick",
+    progress: Watch = unwatched,
+    **fields: Any,
+) -> TuneReport:
+    """Find the fastest configuration of each kernel, for a model on these inputs or for given problems, and keep it.
+
+    Compiled graphs and the ops use what is kept, in this process and in later ones. A problem that was tuned before on
+    this device, with these versions and this source of the kernel, costs nothing. A model is quantized as `compile`
+    does with `config` and `fields`, and run once in eager. `target`: the CPU, unless the model is on a GPU; the name of
+    an architecture, 'sm90': without such a GPU here the model of time chooses, and nothing is measured. `progress` is
+    called before and after each problem.
+
+    Raises:
+        NothingToTune: no kernels for the target, or none that answers to what was asked.
+        NoRightAnswer: every configuration of some problem disagrees with the reference.
+        InvalidOption: no such target or mode; and what `compile` raises.
+    """
+    if mode not in ("quick", "full"):
+        raise InvalidOption("mode", mode, "it takes 'quick' or 'full'")
+    if not isinstance(what, nn.Module):
+        return tune_problems(list(what), target or Target.of_this_machine(), mode, progress)
+    resolved = resolve_config(config, {**fields, "executor": "eager", "autotune": "none"})
+    _check(what, resolved)
+    first = next(what.parameters(), None)
+    here = Target.of_this_machine("cpu" if first is None else first.device)
+    heard = Heard(of_sites=target is not None and target != here)
+    token = HEARD.set(heard)
+    try:
+        with torch.no_grad():
+            CompiledModel(what, resolved)(*args, **(kwargs or {}))
+    finally:
+        HEARD.reset(token)
+    return tune_problems(heard.problems, target or here, mode, progress)
 
 
 def resolve_config(config: ConfigLike, fields: Mapping[str, Any]) -> QuantConfig:

@@ -347,6 +347,30 @@ class MergeRefused(FxQuantError, RuntimeError):
         super().__init__(f"{module}: {_sentence(reason)} Nothing has been merged; the adapter works unmerged.")
 
 
+class IncompleteModuleKind(FxQuantError, NotImplementedError):
+    """A quantized class that lacks a method which its kind needs."""
+
+    def __init__(self, cls: str, method: str, purpose: str) -> None:
+        super().__init__(
+            f"{cls} has no method {method!r}, which {purpose}. Define it in the class that register_module was given "
+            f"(see fxquant.nn.QModule), or let has_kernels() say False if it is kernel_product."
+        )
+
+
+class DisassemblyFailed(FxQuantError, RuntimeError):
+    """The tool that shows a kernel's machine code could not be run, or did not understand it."""
+
+    def __init__(self, tool: str, reason: str) -> None:
+        super().__init__(f"{tool} failed on a compiled kernel: {_sentence(reason)} It comes with Triton; reinstall triton.")
+
+
+class KernelNotCompiled(FxQuantError, RuntimeError):
+    """A kernel that the compiler has given up, though it wrote a file: it would compute anything."""
+
+    def __init__(self, kernel: str, arch: str, reason: str) -> None:
+        super().__init__(f"{kernel} was not compiled for {arch}: {_sentence(reason)} Don't run it; report it to fxquant.")
+
+
 class KernelsUnavailableWarning(UserWarning):
     """The compiled kernels cannot be used: the reference ops compute the same numbers, slower."""
 
@@ -392,3 +416,73 @@ class ForgottenNoGradWarning(UserWarning):
             f"{where}: called in grad mode, and a value requires grad only because a parameter does. "
             "The result carries no gradient. Call it under torch.no_grad() or torch.inference_mode()."
         )
+
+
+class OtherDevice(FxQuantError, ValueError):
+    """Tuned plans of one kind of machine, to be used on another."""
+
+    def __init__(self, file: object, theirs: object, ours: object, difference: str) -> None:
+        super().__init__(
+            f"{file}: its plans were tuned on {theirs}; this device is {ours}: {difference}. "
+            "Nothing has been imported. Plans hold for one kind of device and one set of versions; run `fxquant tune`."
+        )
+
+
+class NotAPlanFile(FxQuantError, ValueError):
+    """A file that should hold tuned plans, or a list of problems, and does not."""
+
+    def __init__(self, file: object, what: str, reason: str) -> None:
+        super().__init__(f"{file} holds no {what}: {_sentence(reason)} Nothing has been changed.")
+
+
+class NothingToTune(FxQuantError, ValueError):
+    """A request to tune that no kernel of the target answers to."""
+
+    def __init__(self, target: object, reason: str) -> None:
+        super().__init__(f"nothing can be tuned for {target}: {_sentence(reason)}")
+
+
+class NoRightAnswer(FxQuantError, RuntimeError):
+    """A problem for which every configuration computes something else than the reference."""
+
+    def __init__(self, problem: object, reasons: str) -> None:
+        super().__init__(
+            f"{problem}: no configuration gives the reference's answer: {_sentence(reasons)} "
+            "This is a defect of the kernel; please report it with this text."
+        )
+
+
+class TuningCacheWarning(UserWarning):
+    """A file of tuned plans that cannot be used: the heuristic's configurations run instead, with the same results."""
+
+    def __init__(self, file: object, reason: str) -> None:
+        super().__init__(
+            f"the tuned plans in {file} are not used: {reason}. Kernels run as their heuristics say: same numbers, "
+            "perhaps slower. Tuning again writes the file anew; deleting it ends this warning."
+        )
+
+
+class NoGpuKernelWarning(UserWarning):
+    """An operation on a GPU that no kernel takes there: its reference computes the same numbers, slower."""
+
+    def __init__(self, op: str, weights: str, activations: str, arch: str) -> None:
+        formats = " with ".join(text for text in (activations, weights) if text)
+        where = f"on {arch}" if arch else "on this GPU (they are for sm80 and later, and gfx942)"
+        super().__init__(
+            f"no Triton kernel takes a {op} of {formats} {where}. The reference runs it: same numbers, slower. "
+            "`fxquant kernels list` says which formats have kernels where."
+        )
+
+
+class UnknownKernel(FxQuantError, ValueError):
+    """A kernel's name that there is not."""
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        super().__init__(_unknown("kernel", name, known))
+
+
+class NothingToCompile(FxQuantError, ValueError):
+    """A request to compile kernels that comes to none."""
+
+    def __init__(self, target: str, reason: str) -> None:
+        super().__init__(f"nothing to compile for {target}: {_sentence(reason)} `fxquant kernels list` shows the kernels.")

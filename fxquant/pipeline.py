@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,10 +12,13 @@ from torch.fx import GraphModule
 from fxquant import verify
 from fxquant.annotation import PassResult
 from fxquant.graphs import CapturedGraph, is_ours
-from fxquant.lowering import Binding, bind, select_kernels
+from fxquant.lowering import Binding, bind, no_triton_kernel, select_kernels
+from fxquant.lowering.tuned import tell_problems, use_tuned
 from fxquant.passes import (
     Annotate,
     FoldWeights,
+    FuseEpilogues,
+    FuseNorms,
     FuseSiblings,
     InsertFakeQuantize,
     InsertQdq,
@@ -54,6 +58,16 @@ def pipeline_for(config: QuantConfig, decide: Decide, *, evaluate: bool = True) 
     )
 
 
+def kernel_pipeline(config: QuantConfig, target: Target) -> tuple[Pass, ...]:
+    """The passes between the choice of kernels and the binding of weights: what kernels do beside the product."""
+    if not target.runs_triton or not config.fuse:
+        return ()
+    return (
+        FuseEpilogues(),  # on kernels only: torch's own linear takes neither activation nor residual
+        FuseNorms(functools.partial(no_triton_kernel, arch=target.arch)),  # what a graph quantizes is settled by now
+    )
+
+
 def training_pipeline(decide: Decide) -> tuple[Pass, ...]:
     """The passes of training, in order. Siblings stay apart: joining changes no number, and no kernel would gain."""
     return (
@@ -90,7 +104,10 @@ def quantize_graph(
     policy = _policy(gm, config, decide, leave_float, target)
     results = run_passes(gm, pipeline_for(config, policy, evaluate=evaluate), observe=watch, runnable=evaluate)
     verify.quantized(gm)
+    tell_problems(gm)
     results["lower"] = select_kernels(gm, target)
+    results |= run_passes(gm, kernel_pipeline(config, target), observe=watch, runnable=evaluate)
+    use_tuned(gm, target, config.autotune)
     binding = bind(gm, captured)
     verify.lowered(gm, strict=config.strict)
     watch("lower", gm, results["lower"])

@@ -17,6 +17,7 @@ from torch.fx.node import map_arg
 from fxquant.annotation import note_of
 from fxquant.errors import UnloweredSite, VerificationFailed
 from fxquant.graphs import VALUE_KEY, constant_inputs, constant_nodes, target_name, value_of
+from fxquant.numerics.held import held_dtype
 from fxquant.products import (
     CANONICAL,
     FAKE_QUANTIZE_WEIGHT,
@@ -203,8 +204,8 @@ def _why_not_behind_codes(operand: Any, wanted: TensorSpec) -> str:
     if text != str(wanted):
         return f"it is dequantized as {text}"
     assert isinstance(codes, Node)
-    dtype = value_of(codes).dtype
-    return "" if dtype == wanted.code_dtype else f"its codes are {dtype}, not {wanted.code_dtype}"
+    dtype, device = value_of(codes).dtype, value_of(codes).device
+    return "" if dtype == held_dtype(wanted.code_dtype, device) else f"its codes are {dtype}, not {wanted.code_dtype}"
 
 
 def _sites(gm: GraphModule) -> Iterator[Node]:

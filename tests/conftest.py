@@ -36,6 +36,15 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     return check
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_plans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No tuned plans: what the user has tuned on this machine would change graphs, reports and goldens."""
+    folder = tmp_path_factory.mktemp("no_plans")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fxquant.tuning.cache.cache_dir", lambda: folder)
+        yield
+
+
 @pytest.fixture
 def fresh_dynamo() -> Iterator[None]:
     """Dynamo without a memory of earlier tests, and none of this one for later ones."""

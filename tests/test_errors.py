@@ -9,16 +9,20 @@ from fxquant import errors
 from fxquant.errors import (
     CalibrationOpen,
     CaptureFailed,
+    DisassemblyFailed,
     ForgottenNoGradWarning,
     FxQuantError,
     GradientsNeedTraining,
+    IncompleteModuleKind,
     InvalidOption,
     InvalidSpec,
+    KernelNotCompiled,
     KernelsUnavailableWarning,
     NonFiniteActivation,
     NonFiniteWeight,
     NotAModule,
     NothingRecorded,
+    NothingToCompile,
     PackageMissing,
     PassFailed,
     PathRulesNeedModel,
@@ -26,6 +30,7 @@ from fxquant.errors import (
     ShapeMismatch,
     UncalibratedModules,
     UnknownFormat,
+    UnknownKernel,
     UnknownOption,
     UnknownPreset,
     UnloweredSite,
@@ -135,6 +140,33 @@ CASES = [
         NothingRecorded(),
         RuntimeError,
         "this Calibration has seen no value: run data through a model with quantized activations in its block.",
+    ),
+    (
+        IncompleteModuleKind("QMine", "unmatrix", "gives a matrix [N, K] the weight's own shape"),
+        NotImplementedError,
+        "QMine has no method 'unmatrix', which gives a matrix [N, K] the weight's own shape. Define it in the class "
+        "that register_module was given (see fxquant.nn.QModule), or let has_kernels() say False if it is kernel_product.",
+    ),
+    (
+        UnknownKernel("scaled", ["scaled_mm", "coded_mm"]),
+        ValueError,
+        "unknown kernel 'scaled'. Did you mean 'scaled_mm'? Known: scaled_mm, coded_mm.",
+    ),
+    (
+        NothingToCompile("sm90", "no kernel takes any of the problems"),
+        ValueError,
+        "nothing to compile for sm90: no kernel takes any of the problems. `fxquant kernels list` shows the kernels.",
+    ),
+    (
+        DisassemblyFailed("/bin/cuobjdump", "exit code 1"),
+        RuntimeError,
+        "/bin/cuobjdump failed on a compiled kernel: exit code 1. It comes with Triton; reinstall triton.",
+    ),
+    (
+        KernelNotCompiled("mm", "gfx942", "LLVM left out 2 pieces of inline assembly"),
+        RuntimeError,
+        "mm was not compiled for gfx942: LLVM left out 2 pieces of inline assembly. "
+        "Don't run it; report it to fxquant.",
     ),
     (
         PackageMissing("matplotlib", "Calibration.plot"),

@@ -41,6 +41,7 @@ NAMES = [
     "refresh",
     "register_module",
     "requantize",
+    "tune",
 ]
 
 IMPORT = """

@@ -192,7 +192,7 @@ def test_rules_take_many_forms() -> None:
         ({"training": True, "strict": True}, "it asks for kernels, and training runs on none"),
         ({"training": True, "numerics": True}, "errors are measured of inference"),
         ({"training": None}, "it takes True or False"),
-        ({"autotune": "quick"}, "autotuning is not supported by this version; leave it 'none'"),
+        ({"autotune": "quick", "training": True}, "training runs on no kernel"),
         ({"autotune": "quik"}, "it takes 'none', 'quick', 'full'; did you mean 'quick'?"),
         ({"group_size": 0}, "it takes a whole number of at least 1"),
         ({"group_size": -32}, "it takes a whole number of at least 1"),
@@ -286,6 +286,7 @@ CONFIG = st.builds(
     dump=st.sampled_from([None, "dump dir/ü"]),
     numerics=st.booleans(),
     strict=st.booleans(),
+    autotune=st.sampled_from(["none", "quick", "full"]),
 )
 
 

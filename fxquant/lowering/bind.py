@@ -20,10 +20,18 @@ from fxquant.folding import FoldedConstant, folded_constants
 from fxquant.graphs import VALUE_KEY, CapturedGraph, CapturedWeight, value_of
 from fxquant.lowering.rows import quantize_rows_by_kernel, quantizes
 from fxquant.lowering.rule import INT8_PACK, PACK_GRANULES, PACK_PANELS, PACK_ROWS
+from fxquant.lowering.tiled import TILE_CODES, TRANSPOSE_GRANULES
 from fxquant.weights import Recipe
 
 # The ops that make a kernel's layout of one folded tensor, and what their result is called in the place of its codes.
-_LAYOUTS: dict[object, str] = {INT8_PACK: "_packed", PACK_PANELS: "_packed", PACK_ROWS: "_rows", PACK_GRANULES: ""}
+_LAYOUTS: dict[object, str] = {
+    INT8_PACK: "_packed",
+    PACK_PANELS: "_packed",
+    TILE_CODES: "_tiles",
+    PACK_ROWS: "_rows",
+    PACK_GRANULES: "",
+    TRANSPOSE_GRANULES: "",
+}
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class Int8Convolution(Rule):
             return f"the weight is {site.weight.spec}, the rule wants {INT8_CHANNEL}"
         return no_kernel(site, target) or _no_patches(site)
 
-    def build(self, gm: GraphModule, site: QuantizedSite) -> Node:
+    def build(self, gm: GraphModule, site: QuantizedSite, target: Target) -> Node:
         x, weight = cast_to(gm, site, site.x), layout(gm, site.weight.codes, INT8_PACK)
         return add(
             gm, site, _FXQUANT.int8_conv_dynamic.default, x, weight, site.weight.scale, site.bias, *_geometry(site)
@@ -69,7 +69,7 @@ class WeightOnlyConvolution(Rule):
     def why_not(self, site: QuantizedSite, target: Target) -> str:
         return no_kernel(site, target) or no_panels(site) or _no_patches(site)
 
-    def build(self, gm: GraphModule, site: QuantizedSite) -> Node:
+    def build(self, gm: GraphModule, site: QuantizedSite, target: Target) -> Node:
         x, weight = cast_to(gm, site, float_activation(gm, site)), panels(gm, site)
         geometry = (site.weight.out_features, *_geometry(site), str(site.weight.spec))
         return add(gm, site, _FXQUANT.conv_weight_only.default, x, *weight, site.bias, *geometry)
@@ -90,7 +90,7 @@ class GroupedConvolution(Rule):
     def why_not(self, site: QuantizedSite, target: Target) -> str:
         return no_kernel(site, target)
 
-    def build(self, gm: GraphModule, site: QuantizedSite) -> Node:
+    def build(self, gm: GraphModule, site: QuantizedSite, target: Target) -> Node:
         x, weight, view = float_activation(gm, site), site.weight, value_of(weight_of(site.product))
         spec = str(weight.spec)
         rows = layout(gm, weight.codes, PACK_ROWS, spec)

@@ -23,7 +23,7 @@ class GatherRows(Rule):
     def why_not(self, site: QuantizedSite, target: Target) -> str:
         return no_kernel(site, target)
 
-    def build(self, gm: GraphModule, site: QuantizedSite) -> Node:
+    def build(self, gm: GraphModule, site: QuantizedSite, target: Target) -> Node:
         weight, spec = site.weight, str(site.weight.spec)
         rows = layout(gm, weight.codes, PACK_ROWS, spec)
         tail = (weight.scale, weight.zero_point, weight.tensor_scale, weight.in_features, spec, site.dtype)

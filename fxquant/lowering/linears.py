@@ -42,7 +42,7 @@ class Int8Dynamic(Rule):
             return "other products read the same codes of x"
         return ""
 
-    def build(self, gm: GraphModule, site: QuantizedSite) -> Node:
+    def build(self, gm: GraphModule, site: QuantizedSite, target: Target) -> Node:
         return add(gm, site, _FXQUANT.int8_linear_dynamic.default, site.x, *_int8_operands(gm, site))
 
 
@@ -61,7 +61,7 @@ class Int8Shared(Rule):
             return why
         return "" if site.x_quantize is not None else "no codes of x are in the graph"
 
-    def build(self, gm: GraphModule, site: QuantizedSite) -> Node:
+    def build(self, gm: GraphModule, site: QuantizedSite, target: Target) -> Node:
         assert site.x_quantize is not None
         if site.x_quantize.target is QUANTIZE_DYNAMIC:
             site.x_quantize.target = _FXQUANT.int8_quantize_per_token.default
@@ -86,7 +86,7 @@ class Int8WeightOnly(Rule):
             return f"x is quantized to {site.spec.activations}, the rule wants a float x"
         return _no_int8_weight(site, target) or _no_same_dtype(site)
 
-    def build(self, gm: GraphModule, site: QuantizedSite) -> Node:
+    def build(self, gm: GraphModule, site: QuantizedSite, target: Target) -> Node:
         return add(gm, site, _FXQUANT.int8_linear_weight_only.default, site.x, *_int8_operands(gm, site))
 
 
@@ -113,7 +113,7 @@ class IntegerDynamic(Rule):
             return f"the weight is scaled per {granularity}, integer sums want whole rows or groups of a multiple of 4"
         return no_panels(site)
 
-    def build(self, gm: GraphModule, site: QuantizedSite) -> Node:
+    def build(self, gm: GraphModule, site: QuantizedSite, target: Target) -> Node:
         *weight, _ = panels(gm, site)
         return add(gm, site, _FXQUANT.linear_dynamic.default, site.x, *weight, *_tail(site))
 
@@ -131,7 +131,7 @@ class WeightOnly(Rule):
     def why_not(self, site: QuantizedSite, target: Target) -> str:
         return no_kernel(site, target) or no_panels(site)
 
-    def build(self, gm: GraphModule, site: QuantizedSite) -> Node:
+    def build(self, gm: GraphModule, site: QuantizedSite, target: Target) -> Node:
         x, weight = float_activation(gm, site), panels(gm, site)
         return add(gm, site, _FXQUANT.linear_weight_only.default, x, *weight, *_tail(site))
 

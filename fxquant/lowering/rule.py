@@ -36,14 +36,19 @@ class Rule(ABC):
         """Empty if the rule takes the site, one of its kind; else what was met and what the rule wants."""
 
     @abstractmethod
-    def build(self, gm: GraphModule, site: QuantizedSite) -> Node:
-        """The node that replaces the product; inserted where the insertion point stands."""
+    def build(self, gm: GraphModule, site: QuantizedSite, target: Target) -> Node:
+        """The node that replaces the product; inserted where the insertion point stands.
+
+        A rule that has kernels to choose from writes its choice into the node's note.
+        """
 
 
 def no_kernel(site: QuantizedSite, target: Target) -> str:
     """There are no kernels where the weight is, or it is too wide for them."""
     if site.weight.device_type != "cpu":
         return f"the weight is on {site.weight.device_type}, the kernel is for the CPU"
+    if target.device != "cpu":
+        return f"the kernel is for the CPU, the graph for {target.device}"
     if not target.has_kernels:
         return "this machine has no compiled kernels (see the warning about the compiler)"
     if site.weight.in_features > MAX_IN_FEATURES:

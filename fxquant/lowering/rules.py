@@ -15,7 +15,10 @@ from fxquant.lowering.convolutions import GroupedConvolution, Int8Convolution, W
 from fxquant.lowering.embeddings import GatherRows
 from fxquant.lowering.linears import Int8Dynamic, Int8Shared, Int8WeightOnly, IntegerDynamic, WeightOnly
 from fxquant.lowering.rule import Rule
+from fxquant.lowering.tiled import DecodedConvolution, TiledCodes, TiledFloat, TiledTable
+from fxquant.target import Target
 
+# For the kernels of a CPU.
 RULES: tuple[Rule, ...] = (
     Int8Dynamic(),  # first: quantization inside the kernel saves a pass over x
     Int8Shared(),  # siblings that could not be joined: x is quantized once for all of them; autocast
@@ -27,3 +30,16 @@ RULES: tuple[Rule, ...] = (
     GroupedConvolution(),  # last of its kind: what has no kernel over patches
     GatherRows(),
 )
+
+# For Triton kernels, by what the target can do; which of them runs a problem is asked of the tables.
+TRITON_RULES: tuple[Rule, ...] = (
+    TiledCodes(),  # first: products of codes are the fastest, and the sums of integers exact
+    TiledFloat(),  # takes every format, and codes of x that nothing multiplies as they are
+    DecodedConvolution(),
+    TiledTable(),
+)
+
+
+def rules_for(target: Target) -> tuple[Rule, ...]:
+    """The rules to try on a target, best first."""
+    return TRITON_RULES if target.runs_triton else RULES

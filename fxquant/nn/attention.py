@@ -47,6 +47,9 @@ class QMultiheadAttention(QModule, nn.MultiheadAttention):
     def unmatrix(self, matrix: Tensor, name: str = _PACKED) -> Tensor:
         return matrix
 
+    def has_tile_kernels(self, name: str = _PACKED) -> bool:
+        return True
+
     def forward(
         self,
         query: Tensor,
@@ -121,6 +124,7 @@ class QMultiheadAttention(QModule, nn.MultiheadAttention):
     def _project(self, inputs: _Inputs, activations: str) -> _Inputs:
         """q, k and v [..., E] of the three inputs [..., their features]."""
         query, key, value = inputs
+        kernels.settle(self)
         if _PACKED not in self.matrix_names():
             q, k, v = (
                 self._product(x, activations, name, i) for i, (x, name) in enumerate(zip(inputs, _APART, strict=True))
@@ -243,7 +247,9 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _splits(form: Form) -> bool:
-    """Whether the packed weight is one third after the other: full panels, and whole blocks, in each."""
+    """Whether the packed weight is one third after the other: rows of tiles; full panels, and whole blocks, in each."""
+    if form.layout == "tiles":
+        return True
     third, granularity = form.rows // 3, form.parsed.granularity
     return third % PANEL == 0 and (granularity.kind != "block" or third % granularity.rows == 0)
 
@@ -253,11 +259,14 @@ def _thirds(
 ) -> tuple[Form, tuple[Tensor | None, ...]]:
     """Some thirds of a weight that splits: views. What belongs to the whole weight is one number."""
 
-    def some(t: Tensor | None) -> Tensor | None:
+    def some(t: Tensor | None, axis: int = 0) -> Tensor | None:
         if t is None or t.numel() == 1:
             return t
-        third = t.shape[0] // 3
-        return t[first * third : last * third]
+        third = t.shape[axis] // 3
+        return t.narrow(axis, first * third, (last - first) * third).contiguous()
 
+    codes, scale, zero_point, tensor_scale = parts
+    across = 1 if form.layout == "tiles" else 0  # of tiles, a row of scales is that of a granule
+    numbers = some(scale, across), some(zero_point, across), some(tensor_scale)
     rows = (last - first) * (form.rows // 3)
-    return form._replace(rows=rows), tuple(map(some, parts))
+    return form._replace(rows=rows), (some(codes), *numbers)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fxquant import cpu_kernels
-from fxquant.errors import FrozenWeight
-from fxquant.nn import forms, recording
+from fxquant.errors import FrozenWeight, IncompleteModuleKind
+from fxquant.nn import devices, forms, recording
 from fxquant.nn.forms import PARTS, STORED, Form
 from fxquant.nn.readonly import weight_to_read
 from fxquant.nn.warn import warn_uncalibrated
@@ -65,15 +65,15 @@ class QModule(nn.Module):
 
     def unmatrix(self, matrix: Tensor, name: str = "weight") -> Tensor:
         """The inverse of `matrix`."""
-        raise NotImplementedError  # each kind knows its shape
+        raise IncompleteModuleKind(type(self).__name__, "unmatrix", "gives a matrix [N, K] the weight's own shape")
 
     def float_product(self, x: Tensor, weight: Tensor) -> Tensor:
         """What torch's module computes of `x`, with this weight in place of its own."""
-        raise NotImplementedError
+        raise IncompleteModuleKind(type(self).__name__, "float_product", "computes the layer with a weight it is given")
 
     def kernel_product(self, x: Tensor, activations: str) -> Tensor:
         """The same by the kernels that read the frozen weight; `activations` is the spec of x, "" for a float one."""
-        raise NotImplementedError
+        raise IncompleteModuleKind(type(self).__name__, "kernel_product", "computes the layer on its frozen weight")
 
     def has_kernels(self, name: str = "weight") -> bool:
         """Whether `kernel_product` serves this module; else its frozen weight is decoded at each call."""
@@ -82,6 +82,10 @@ class QModule(nn.Module):
     def has_int8_kernels(self, name: str = "weight") -> bool:
         """Whether the kernels of int8 rows serve it, which have a layout of their own."""
         return True
+
+    def has_tile_kernels(self, name: str = "weight") -> bool:
+        """Whether the Triton kernels serve it where they run: those of linears."""
+        return False
 
     @classmethod
     def unfit(cls, module: nn.Module, spec: LinearSpec) -> str:
@@ -202,8 +206,13 @@ class QModule(nn.Module):
 
     def hold(self, name: str, weight: QuantizedTensor) -> None:
         """Make these codes the frozen weight of that name, in the layout of the kernels that read it."""
-        kernels = {"on_kernels": self.has_kernels(name), "on_int8_kernels": self.has_int8_kernels(name)}
-        form = forms.form_of(weight.spec, weight.shape, **kernels)
+        form = forms.form_of(
+            weight.spec,
+            weight.shape,
+            on_kernels=self.has_kernels(name),
+            on_int8_kernels=self.has_int8_kernels(name),
+            on_device=self._layout_on(weight.codes.device, name, weight.spec, weight.shape),
+        )
         parts = forms.pack(weight, form)
         was_float = self._parameters.pop(name, None)
         for part, tensor in zip(PARTS, parts, strict=True):
@@ -265,7 +274,22 @@ class QModule(nn.Module):
             self._buffers.update(held)
         for name, tensor in held.items():
             self._buffers[name] = _moved(fn, tensor)
+        if any(devices.arch_of(tensor.device) for tensor in held.values()):
+            self.settle()  # back on a CPU they do so when they are next run: offloading moves them there to rest
         return self
+
+    def settle(self) -> None:
+        """Codes that came to another kind of device take the layout that kernels read there."""
+        for name, form in self._forms.items():
+            codes = self._buffers[f"{name}_codes"]
+            assert codes is not None
+            wanted = self._layout_on(codes.device, name, form.parsed, (form.rows, form.columns))
+            is_there = form.layout == wanted if wanted else form.layout not in forms.ON_DEVICES
+            if form.layout != "rows" and codes.device.type != "meta" and not is_there:
+                self.hold(name, forms.unpack(self.parts(name), form))
+
+    def _layout_on(self, device: torch.device, name: str, spec: TensorSpec, shape: tuple[int, int]) -> str:
+        return devices.layout_on(device, spec, self._activation_spec, shape) if self.has_tile_kernels(name) else ""
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -23,12 +23,16 @@ _FXQUANT = torch.ops.fxquant
 PARTS = ("codes", "scale", "zero_point", "tensor_scale")
 # What a state dict holds of it: the parts that it has, and its spec as text, in bytes.
 STORED = (*PARTS, "spec")
+_STORED_LAYOUTS = ("rows", "blocks")
+ON_DEVICES = ("tiles", "blocks")  # what Triton kernels read
 
 
 class Form(NamedTuple):
     """How one frozen weight [rows, columns] lies in memory.
 
     layout  "int8": int8_pack and its scales. "panels": pack_panels and pack_granules. "rows": pack_rows, as stored.
+            "tiles": tile_codes and transpose_granules, where Triton kernels read them. "blocks": as "rows", for their
+            products of blocks.
     """
 
     spec: str
@@ -43,10 +47,19 @@ class Form(NamedTuple):
         return TensorSpec.parse(self.spec)
 
 
-def form_of(spec: TensorSpec, shape: tuple[int, int], *, on_kernels: bool, on_int8_kernels: bool = True) -> Form:
-    """The form for a weight that kernels of products read, or those of int8 rows; or that is decoded by rows."""
+def form_of(
+    spec: TensorSpec,
+    shape: tuple[int, int],
+    *,
+    on_kernels: bool,
+    on_int8_kernels: bool = True,
+    on_device: str = "",
+) -> Form:
+    """The form for a weight that kernels read: of products, of int8 rows, a device's own; or that is decoded by rows."""
     if not on_kernels or not numerics.fits_panels(spec) or shape[1] > numerics.MAX_IN_FEATURES:
         layout = "rows"
+    elif on_device:
+        layout = on_device
     else:
         layout = "int8" if on_int8_kernels and str(spec) == "int8/channel" else "panels"
     byte_scale = spec.scale_dtype if spec.scale_dtype.itemsize == 1 else None
@@ -60,8 +73,12 @@ def pack(weight: QuantizedTensor, form: Form) -> tuple[Tensor | None, ...]:
     codes, scale, zero_point = weight.codes, weight.scale, weight.zero_point
     if form.layout == "int8":
         codes = _FXQUANT.int8_pack(codes)
-    elif form.layout == "rows":
+    elif form.layout in _STORED_LAYOUTS:
         codes = _FXQUANT.pack_rows(codes, spec)
+    elif form.layout == "tiles":
+        codes = _FXQUANT.tile_codes(codes, spec)
+        scale = _FXQUANT.transpose_granules(scale, spec, rows, columns)
+        zero_point = None if zero_point is None else _FXQUANT.transpose_granules(zero_point, spec, rows, columns)
     else:
         codes = _FXQUANT.pack_panels(codes, spec)
         scale = _FXQUANT.pack_granules(scale, spec, rows, columns)
@@ -78,8 +95,12 @@ def unpack(parts: tuple[Tensor | None, ...], form: Form) -> QuantizedTensor:
     scale, zero_point = read(scale, form), None if zero_point is None else read(zero_point, form)
     if form.layout == "int8":
         codes = _FXQUANT.int8_unpack(codes, form.rows, form.columns)
-    elif form.layout == "rows":
+    elif form.layout in _STORED_LAYOUTS:
         codes = _FXQUANT.unpack_rows(codes, form.spec, form.columns)
+    elif form.layout == "tiles":
+        codes = _FXQUANT.untile_codes(codes, form.columns, form.spec)
+        scale = _of_granularity(transposed(scale), spec)
+        zero_point = None if zero_point is None else _of_granularity(transposed(zero_point), spec)
     else:
         codes = _FXQUANT.unpack_panels(codes, form.rows, form.columns, form.spec)
         scale = _of_granularity(numerics.unpack_granules(scale, spec, form.rows, form.columns), spec)
@@ -95,8 +116,12 @@ def decoded(parts: tuple[Tensor | None, ...], form: Form, dtype: torch.dtype) ->
     scale, zero_point = read(scale, form), None if zero_point is None else read(zero_point, form)
     if form.layout == "int8":
         return _FXQUANT.dequantize(_FXQUANT.int8_unpack(codes, form.rows, form.columns), scale, None, form.spec, dtype)
-    if form.layout == "rows":
+    if form.layout in _STORED_LAYOUTS:
         return _FXQUANT.decode_rows(codes, scale, zero_point, tensor_scale, form.columns, form.spec, dtype)
+    if form.layout == "tiles":
+        weight = unpack(parts, form)
+        numbers = weight.scale, weight.zero_point, form.spec, dtype, weight.tensor_scale
+        return _FXQUANT.dequantize(weight.codes, *numbers)
     return _FXQUANT.decode_weight(codes, scale, zero_point, tensor_scale, form.rows, form.columns, form.spec, dtype)
 
 
@@ -132,6 +157,12 @@ def read(held: Tensor, form: Form) -> Tensor:
     return held if form.byte_scale is None else held.view(form.byte_scale)
 
 
+def transposed(t: Tensor) -> Tensor:
+    """[granules, N] -> [N, granules], also of the dtypes of one byte that torch can't copy."""
+    raw = t.view(torch.uint8) if t.dtype.itemsize == 1 else t
+    return raw.t().contiguous().view(t.dtype)
+
+
 def _as_held(t: Tensor) -> Tensor:
     return t.view(torch.uint8) if t.dtype.itemsize == 1 else t
 
@@ -145,5 +176,5 @@ def _takes_integers(spec: TensorSpec) -> bool:
 def _of_granularity(rows: Tensor, spec: TensorSpec) -> Tensor:
     """Numbers of each row -> numbers of each granule."""
     if spec.granularity.kind == "tensor":
-        return rows[:1].contiguous()
+        return rows[:1].clone(memory_format=torch.contiguous_format)  # a view would keep all rows alive
     return rows[:: spec.granularity.rows].contiguous() if spec.granularity.kind == "block" else rows

@@ -7,15 +7,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxquant.nn.forms import Form, read
+from fxquant.nn import devices
+from fxquant.nn.forms import ON_DEVICES, Form, read
+from fxquant.spec import TensorSpec
 
 _FXQUANT = torch.ops.fxquant
+_PAIRED = 4  # bits of codes that kernels read two a byte
 
 
 def linear(module: Any, x: Tensor, bias: Tensor | None, activations: str) -> Tensor:
     """x [..., K] times the frozen weight of `module`, plus bias: y [..., N] in x's dtype."""
     held = module._holder()
+    settle(held)
     return linear_of(module, held.parts(), held._forms["weight"], x, bias, activations)
+
+
+def settle(held: Any) -> None:
+    """Codes that rested on a CPU in the layout of a GPU take that of the CPU before they are read there."""
+    if not torch.compiler.is_compiling() and any(form.layout in ON_DEVICES for form in held._forms.values()):
+        held.settle()
 
 
 def linear_of(
@@ -32,11 +42,37 @@ def linear_of(
         if module.input_scale is not None:
             return _FXQUANT.int8_linear_static(x, module.input_scale, codes, scale, bias, form.columns)
         return _FXQUANT.int8_linear_dynamic(x, codes, scale, bias, form.columns)
+    if form.layout in ON_DEVICES:
+        return _tiled(module, parts, form, x, bias, activations)
     scale, zero_point = read(scale, form), None if zero_point is None else read(zero_point, form)
     tail = (bias, form.rows, form.columns, form.spec, x.dtype)
     if activations == "int8/token" and module.input_scale is None and form.takes_integers:
         return _FXQUANT.linear_dynamic(x, codes, scale, zero_point, *tail)
     return _FXQUANT.linear_weight_only(module.rounded(x, activations), codes, scale, zero_point, tensor_scale, *tail)
+
+
+def _tiled(
+    module: Any, parts: tuple[Tensor | None, ...], form: Form, x: Tensor, bias: Tensor | None, activations: str
+) -> Tensor:
+    """The same by the Triton kernels: on codes of x where they multiply those, else on x rounded to its format."""
+    codes, scale, zero_point, tensor_scale = parts
+    assert scale is not None
+    zero_point = None if zero_point is None else read(zero_point, form)
+    weight = codes, read(scale, form), zero_point, tensor_scale
+    tail = bias, None, "", form.columns, form.spec, x.dtype, ()
+    if activations:
+        static = module.input_scale is not None
+        x_spec = f"{module._static_spec.partition('/')[0]}/token" if static else activations
+        if devices.multiplies_codes(x.device, form.spec, x_spec, form.rows, form.columns):
+            if static:
+                x_codes, x_scale = _FXQUANT.quantize_static(x, module.input_scale, module._static_spec)
+                whole = None
+            else:
+                x_codes, x_scale, whole = _FXQUANT.quantize_dynamic(x, activations)
+                if TensorSpec.parse(activations).format.bits == _PAIRED:
+                    x_codes = _FXQUANT.pack_rows(x_codes, activations)
+            return _FXQUANT.tiled_linear_codes(x_codes, x_scale, whole, x_spec, *weight, *tail)
+    return _FXQUANT.tiled_linear(module.rounded(x, activations), *weight, *tail)
 
 
 def convolution(module: Any, x: Tensor, bias: Tensor | None, activations: str, geometry: tuple[Any, ...]) -> Tensor:

@@ -18,6 +18,9 @@ class QLinear(QModule, nn.Linear):  # pyright: ignore[reportIncompatibleVariable
     def unmatrix(self, matrix: Tensor, name: str = "weight") -> Tensor:
         return matrix
 
+    def has_tile_kernels(self, name: str = "weight") -> bool:
+        return True
+
     def float_product(self, x: Tensor, weight: Tensor) -> Tensor:
         return nn.functional.linear(x, weight, bias_like(self.bias, weight))
 
@@ -39,6 +42,9 @@ class QConv1D(QModule):
 
     def unmatrix(self, matrix: Tensor, name: str = "weight") -> Tensor:
         return matrix.t()
+
+    def has_tile_kernels(self, name: str = "weight") -> bool:
+        return True
 
     def float_product(self, x: Tensor, weight: Tensor) -> Tensor:
         return nn.functional.linear(x, weight.t(), bias_like(self.bias, weight))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fxquant.errors import IncompleteModuleKind
 from fxquant.nn.base import QModule
 from fxquant.nn.registry import register_module
 from fxquant.nn.warn import warn_uncalibrated
@@ -26,7 +27,7 @@ class _Norm(QModule):
 
     def normalized(self, x: Tensor) -> Tensor:
         """What torch's module computes."""
-        raise NotImplementedError
+        raise IncompleteModuleKind(type(self).__name__, "normalized", "computes the layer")
 
     def extra_repr(self) -> str:
         static = ", static" if self.output_scale is not None else ""

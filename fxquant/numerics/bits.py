@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fxquant.numerics.held import held_dtype
 from fxquant.spec import TensorSpec
 
 BYTE = 8
@@ -58,6 +59,6 @@ def unpack_codes_rows(packed: Tensor, spec: TensorSpec, width: int) -> Tensor:
     """The inverse of `pack_codes_rows`: codes [..., width] in the spec's code dtype."""
     raw = unpack_bits(packed, spec.format.bits, width)
     if spec.code_dtype != torch.int8:
-        return raw.view(spec.code_dtype)
+        return raw.view(held_dtype(spec.code_dtype, raw.device))
     unused = BYTE - spec.format.bits
     return (raw << unused).view(torch.int8) >> unused  # the shift back copies the sign

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fxquant.numerics.granules import as_matrix, in_place, per_row, row_blocks, rows_of
+from fxquant.numerics.held import byte_values, scale_values
 from fxquant.numerics.small_floats import code_values
 from fxquant.spec import TENSOR, TensorSpec
 
@@ -41,7 +42,7 @@ def decode(
 
     (value(code) - zero_point) * scale * tensor_scale, or value(code) * scale + shift: float32, in that order, rounded
     once to `dtype`. scale of a whole tensor, and tensor_scale: [1] * ndim, or [N, 1, ...] for tensors that were joined
-    along axis 0.
+    along axis 0. float8 numbers may also be given as their bytes (see `fxquant.numerics.held`).
     """
     out = torch.empty(codes.shape, dtype=dtype, device=codes.device)
     if codes.numel() == 0:
@@ -49,10 +50,14 @@ def decode(
     granularity, shape = spec.granularity, codes.shape
     matrix = as_matrix(codes, granularity)
     target = out.view(matrix.shape)
-    scales = per_row(scale, shape, granularity)
+    scales = per_row(scale_values(scale, spec.scale_dtype), shape, granularity)
     zeros = per_row(zero_point, shape, granularity) if spec.has_zero_point and zero_point is not None else None
     whole = per_row(tensor_scale, shape, TENSOR) if spec.has_tensor_scale and tensor_scale is not None else None
-    table = code_values(spec.format, codes.device) if spec.format.is_small_float else None
+    table = None
+    if spec.format.is_small_float:
+        table = code_values(spec.format, codes.device)
+    elif spec.format.kind == "float" and codes.dtype == torch.uint8:
+        table = byte_values(spec.format.storage, codes.device)
     for rows in row_blocks(matrix):
         values = matrix[rows].to(torch.float32) if table is None else table[matrix[rows].int()]
         if zeros is not None and spec.scheme == "affine":

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fxquant.numerics.codes import Codes
 from fxquant.numerics.granules import as_matrix, in_place, per_row, row_blocks, rows_of
+from fxquant.numerics.held import float8_bytes, held_dtype, is_held_as_bytes
 from fxquant.numerics.scales import Scales
 from fxquant.numerics.small_floats import small_float_bits
 from fxquant.spec import TensorSpec
@@ -24,9 +25,9 @@ def encode(x: Tensor, scales: Scales, spec: TensorSpec) -> Codes:
 
 
 def nearest_codes(x: Tensor, scales: Scales, spec: TensorSpec) -> Tensor:
-    """The codes alone: contiguous, in the shape of x, in the spec's code dtype."""
+    """The codes alone: contiguous, in the shape of x, in the spec's code dtype, as the device holds it."""
     x = x.detach()
-    codes = torch.empty(x.shape, dtype=spec.code_dtype, device=x.device)
+    codes = torch.empty(x.shape, dtype=held_dtype(spec.code_dtype, x.device), device=x.device)
     if x.numel() == 0:
         return codes
     matrix = as_matrix(x, spec.granularity)
@@ -48,6 +49,8 @@ def _rounded(values: Tensor, factor: Tensor, offset: Tensor | None, spec: Tensor
     values.nan_to_num_(nan=0.0)  # only NaN * 0 and infinity * 0 can be NaN here
     if spec.format.kind == "float":
         values.clamp_(spec.qmin, spec.qmax)
+        if is_held_as_bytes(spec.code_dtype, values.device):
+            return float8_bytes(values, spec.format)
         return small_float_bits(values, spec.format) if spec.format.is_small_float else values
     values.round_()
     if offset is not None and spec.scheme == "affine":

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fxquant.numerics.codes import no_tensor_scale, no_zero_point
+from fxquant.numerics.held import held_exponents, held_scale, scale_values
 from fxquant.spec import FLOAT8_E4M3FN, TensorSpec
 
 # The smallest e4m3 above 0: a block that is not zero keeps a scale.
@@ -101,7 +102,7 @@ def _power_of_two(amax: Tensor, spec: TensorSpec) -> tuple[Tensor, Tensor]:
     exponent = (amax.view(torch.int32) >> 23) - spec.format.largest_exponent
     finite = amax.isfinite()
     exponent = torch.where(finite, exponent.clamp_(0, FLOAT32_EXPONENTS), FLOAT32_EXPONENTS + 1)
-    scale = exponent.to(torch.uint8).view(torch.float8_e8m0fnu)
+    scale = held_exponents(exponent.to(torch.uint8))
     factor = torch.ldexp(torch.ones_like(amax), FLOAT32_EXPONENTS // 2 - exponent)
     return scale, torch.where(finite & (amax > 0), factor, 0.0)
 
@@ -114,6 +115,7 @@ def _under_tensor_scale(amax: Tensor, spec: TensorSpec, tensor_scale: Tensor | N
         tensor_scale, _ = scale_and_factor(whole, spec.qmax * FLOAT8_E4M3FN.qmax, headroom=1 / SMALLEST_E4M3)
     usable = (tensor_scale > 0) & (amax > 0)
     blocks = (amax / spec.qmax / tensor_scale).clamp_(SMALLEST_E4M3, FLOAT8_E4M3FN.qmax)
-    scale = torch.where(usable, blocks, 0.0).to(torch.float8_e4m3fn)
-    factor = torch.where(usable, (scale.float() * tensor_scale).reciprocal(), 0.0)
+    scale = held_scale(torch.where(usable, blocks, 0.0), torch.float8_e4m3fn)
+    values = scale_values(scale, torch.float8_e4m3fn)
+    factor = torch.where(usable, (values * tensor_scale).reciprocal(), 0.0)
     return Scales(scale, no_zero_point(scale), tensor_scale, factor)

@@ -95,10 +95,19 @@ def transpose_granules(t: Tensor, spec: TensorSpec, out_features: int, in_featur
     granules = granules_along(in_features, spec)
     if spec.granularity.kind == "block":
         raw = raw.view(-1, granules).repeat_interleave(spec.granularity.rows, 0)[:out_features]
-    return raw.expand(out_features, granules).t().contiguous().view(t.dtype)
+    return raw.expand(out_features, granules).t().clone(memory_format=torch.contiguous_format).view(t.dtype)
 
 
 def tile_flip(spec: TensorSpec) -> int:
     """What a pattern differs from a code's own bits by: the sign bit of symmetric integers below 8 bits."""
     narrow = spec.format.kind == "int" and spec.format.bits < BYTE and not spec.has_zero_point
     return 2 ** (spec.format.bits - 1) if narrow else 0
+
+
+def scaled_by_blocks(spec: TensorSpec, x_spec: TensorSpec | None) -> bool:
+    """Both sides are of OCP MX's or NVFP4's kind: floats in groups with a scale of one byte.
+
+    Kernels of that kind read a weight in the storage form, not in tiles.
+    """
+    sides = (spec, x_spec)
+    return all(side is not None and side.scale in ("e8m0", "e4m3") and side.format.kind == "float" for side in sides)

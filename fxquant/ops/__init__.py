@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from fxquant.ops import reference
+from fxquant.ops import gpu, reference
 
-__all__ = ["reference"]
+__all__ = ["gpu", "reference"]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fxquant.errors import InvalidSpec, ShapeMismatch, UnsupportedActivation
 from fxquant.numerics import MAX_IN_FEATURES, packed_shape
+from fxquant.numerics.held import held_dtype
 from fxquant.spec import INT8, TensorSpec
 
 ACTIVATION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -42,7 +43,7 @@ def check_scale(op: str, codes: Tensor, scale: Tensor, spec: TensorSpec) -> None
     """scale has the dtype and the shape that the spec gives; [N, 1, ...] too for tensors joined along axis 0."""
     wanted = spec.granularity.scale_shape(codes.shape)
     shapes = [wanted, joined_shape(codes)] if spec.granularity.kind == "tensor" and codes.dim() else [wanted]
-    if scale.dtype != spec.scale_dtype or list(scale.shape) not in shapes:
+    if scale.dtype != held_dtype(spec.scale_dtype, scale.device) or list(scale.shape) not in shapes:
         met = f"scale of shape {list(scale.shape)} and dtype {scale.dtype}"
         raise ShapeMismatch(op, met, f"{spec.scale_dtype} of shape {wanted} for spec {spec}")
 

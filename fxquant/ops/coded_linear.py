@@ -103,7 +103,7 @@ def linear_dynamic(
     scales = numerics.unpack_granules(scale, parsed, out_features, in_features).float()
     y = torch.zeros(x_codes.shape[0], out_features, device=x.device)
     for part, granule in _pieces(in_features, rows.granularity.size):
-        total = _exact_product(x_codes[:, part], codes[:, part])
+        total = integer_product(x_codes[:, part], codes[:, part])
         y += total.float() * scales[:, granule]
     y *= x_scale.reshape(-1, 1)
     return _finish(y, bias, dtype, [*x.shape[:-1], out_features])
@@ -136,11 +136,12 @@ def _pieces(in_features: int, size: int) -> list[tuple[slice, int]]:
     return pieces
 
 
-def _exact_product(x_codes: Tensor, codes: Tensor) -> Tensor:
-    total = torch.zeros(x_codes.shape[0], codes.shape[0], dtype=torch.int32, device=codes.device)
+def integer_product(x_codes: Tensor, codes: Tensor) -> Tensor:
+    """int8 codes [M, K] times codes [N, K] of at most 9 bits, transposed -> int64 [M, N], exact."""
+    total = torch.zeros(x_codes.shape[0], codes.shape[0], dtype=torch.int64, device=codes.device)
     for start in range(0, codes.shape[1], EXACT_IN_FLOAT32):
         part = slice(start, start + EXACT_IN_FLOAT32)
-        total += numerics.matmul_float32(x_codes[:, part], codes[:, part]).to(torch.int32)
+        total += numerics.matmul_float32(x_codes[:, part], codes[:, part]).to(torch.int64)
     return total
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from fxquant.algorithms import quantize
 from fxquant.errors import GradientsNeedTraining, ShapeMismatch
 from fxquant.numerics import Codes, decode
+from fxquant.numerics.held import held_dtype
 from fxquant.ops.checks import (
     activation_spec,
     check_activation,
@@ -39,7 +40,7 @@ def quantize_dynamic(x: Tensor, spec: str) -> tuple[Tensor, Tensor, Tensor]:
 
 def _quantize_dynamic_fake(x: Tensor, spec: str) -> tuple[Tensor, Tensor, Tensor]:
     check_activation("fxquant.quantize_dynamic", x)
-    codes, scale, _, tensor_scale = _codes_like(x, activation_spec("fxquant.quantize_dynamic", x, spec))
+    codes, scale, _, tensor_scale = codes_like(x, activation_spec("fxquant.quantize_dynamic", x, spec))
     return codes, scale, tensor_scale
 
 
@@ -62,7 +63,7 @@ def quantize_weight(w: Tensor, spec: str, algorithm: str = "auto") -> Codes:
 
 
 def _quantize_weight_fake(w: Tensor, spec: str, algorithm: str = "auto") -> Codes:
-    return _codes_like(w, _weight_spec(w, spec))
+    return codes_like(w, _weight_spec(w, spec))
 
 
 def dequantize(
@@ -93,12 +94,13 @@ def _dequantize_fake(
     return torch.empty(codes.shape, dtype=dtype, device=codes.device)
 
 
-def _codes_like(x: Tensor, spec: TensorSpec) -> Codes:
+def codes_like(x: Tensor, spec: TensorSpec) -> Codes:
+    """Empty codes, scale, zero point and tensor scale of x in that spec: what a fake gives."""
     shape = spec.granularity.scale_shape(x.shape)
     zero_dtype = spec.scale_dtype if spec.scheme == "shift" else torch.uint8
     return Codes(
-        torch.empty(x.shape, dtype=spec.code_dtype, device=x.device),
-        torch.empty(shape, dtype=spec.scale_dtype, device=x.device),
+        torch.empty(x.shape, dtype=held_dtype(spec.code_dtype, x.device), device=x.device),
+        torch.empty(shape, dtype=held_dtype(spec.scale_dtype, x.device), device=x.device),
         torch.empty(shape if spec.has_zero_point else [0], dtype=zero_dtype, device=x.device),
         torch.empty([1] * x.dim() if spec.has_tensor_scale else [0], dtype=torch.float32, device=x.device),
     )
@@ -123,7 +125,7 @@ def _dequantize_spec(
     op, parsed = "fxquant.dequantize", TensorSpec.parse(spec)
     check_granularity(op, codes, parsed)
     check_devices(op, codes=codes, scale=scale, zero_point=zero_point, tensor_scale=tensor_scale)
-    if codes.dtype != parsed.code_dtype:
+    if codes.dtype != held_dtype(parsed.code_dtype, codes.device):
         raise ShapeMismatch(op, f"codes of dtype {codes.dtype}", f"{parsed.code_dtype} for spec {parsed}")
     check_scale(op, codes, scale, parsed)
     if parsed.has_zero_point and (zero_point is None or zero_point.shape != scale.shape):
@@ -139,7 +141,9 @@ def _constants(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) ->
     ctx.mark_non_differentiable(*output)
 
 
-def _refuse(op: str) -> Any:
+def refuse(op: str) -> Any:
+    """The backward of an op that has none: it names the op and says what to do."""
+
     def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
         raise GradientsNeedTraining(f"fxquant.{op}")
 
@@ -150,13 +154,13 @@ declare(
     "quantize_dynamic(Tensor x, str spec) -> (Tensor codes, Tensor scale, Tensor tensor_scale)",
     reference=quantize_dynamic,
     fake=_quantize_dynamic_fake,
-    backward=_refuse("quantize_dynamic"),
+    backward=refuse("quantize_dynamic"),
 )
 declare(
     "int8_quantize_per_token(Tensor x) -> (Tensor codes, Tensor scale)",
     reference=int8_quantize_per_token,
     fake=_int8_quantize_per_token_fake,
-    backward=_refuse("int8_quantize_per_token"),
+    backward=refuse("int8_quantize_per_token"),
 )
 declare(
     'quantize_weight(Tensor w, str spec, str algorithm="auto") '
@@ -171,5 +175,5 @@ declare(
     "Tensor? tensor_scale=None) -> Tensor",
     reference=dequantize,
     fake=_dequantize_fake,
-    backward=_refuse("dequantize"),
+    backward=refuse("dequantize"),
 )

@@ -8,14 +8,19 @@ from fxquant.ops.embedding import embedding_dequantize, embedding_packed
 from fxquant.ops.experts import experts_linear, experts_linear_backward, experts_matmul, experts_outer
 from fxquant.ops.fake_quantize import fake_quantize, fake_quantize_weight
 from fxquant.ops.linear import int8_linear, int8_linear_dynamic, int8_linear_weight_only, int8_pack, int8_unpack
+from fxquant.ops.norm_quantize import norm_quantize
 from fxquant.ops.panels import decode_weight, pack_granules, pack_panels, unpack_panels
 from fxquant.ops.quantize import dequantize, int8_quantize_per_token, quantize_dynamic, quantize_weight
+from fxquant.ops.quantize_static import quantize_static
 from fxquant.ops.static import fake_quantize_static, int8_conv_static, int8_linear_static
 from fxquant.ops.storage import decode_rows, pack_rows, unpack_rows
+from fxquant.ops.tiled import tiled_linear, tiled_linear_codes
+from fxquant.ops.tiles import decode_tiles, tile_codes, transpose_granules, untile_codes
 
 __all__ = [
     "conv_weight_only",
     "decode_rows",
+    "decode_tiles",
     "decode_weight",
     "dequantize",
     "embedding_dequantize",
@@ -38,11 +43,18 @@ __all__ = [
     "int8_unpack",
     "linear_dynamic",
     "linear_weight_only",
+    "norm_quantize",
     "pack_granules",
     "pack_panels",
     "pack_rows",
     "quantize_dynamic",
+    "quantize_static",
     "quantize_weight",
+    "tile_codes",
+    "tiled_linear",
+    "tiled_linear_codes",
+    "transpose_granules",
     "unpack_panels",
     "unpack_rows",
+    "untile_codes",
 ]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fxquant.errors import GradientsNeedTraining, ShapeMismatch
 from fxquant.numerics import decode, pack_codes_rows, unpack_codes_rows
+from fxquant.numerics.held import held_dtype
 from fxquant.ops.checks import ACTIVATION_DTYPES, check_devices
 from fxquant.ops.library import declare, no_gradient
 from fxquant.spec import TensorSpec
@@ -35,7 +36,8 @@ def unpack_rows(rows: Tensor, spec: str, width: int) -> Tensor:
 
 
 def _unpack_rows_fake(rows: Tensor, spec: str, width: int) -> Tensor:
-    return rows.new_empty([*rows.shape[:-1], width], dtype=_check_rows(rows, spec, width).code_dtype)
+    dtype = held_dtype(_check_rows(rows, spec, width).code_dtype, rows.device)
+    return rows.new_empty([*rows.shape[:-1], width], dtype=dtype)
 
 
 def decode_rows(
@@ -101,7 +103,7 @@ def _check_granules(
 ) -> None:
     wanted = spec.granularity.scale_shape((count, width))
     shapes = [wanted, [count, 1]] if spec.granularity.kind == "tensor" else [wanted]
-    if scale.dtype != spec.scale_dtype or list(scale.shape) not in shapes:
+    if scale.dtype != held_dtype(spec.scale_dtype, scale.device) or list(scale.shape) not in shapes:
         met = f"scale of shape {list(scale.shape)} and dtype {scale.dtype}"
         raise ShapeMismatch(op, met, f"{spec.scale_dtype} of shape {wanted} for spec {spec}")
     zero_dtype = spec.scale_dtype if spec.scheme == "shift" else torch.uint8
@@ -124,7 +126,7 @@ def _row_bytes(width: int, spec: TensorSpec) -> int:
 
 def _spec_of(op: str, codes: Tensor, spec: str) -> TensorSpec:
     parsed = TensorSpec.parse(spec)
-    if codes.dtype != parsed.code_dtype or codes.dim() == 0:
+    if codes.dtype != held_dtype(parsed.code_dtype, codes.device) or codes.dim() == 0:
         met = f"codes of dtype {codes.dtype} and {codes.dim()} dimensions"
         raise ShapeMismatch(op, met, f"{parsed.code_dtype} of shape [..., K] for spec {parsed}")
     return parsed

@@ -11,6 +11,8 @@ from fxquant.errors import FxQuantError, PassFailed
 from fxquant.passes.annotate import Annotate
 from fxquant.passes.base import Pass
 from fxquant.passes.fold_weights import FoldWeights
+from fxquant.passes.fuse_epilogues import FuseEpilogues
+from fxquant.passes.fuse_norms import FuseNorms
 from fxquant.passes.fuse_siblings import FuseSiblings
 from fxquant.passes.insert_fake_quantize import InsertFakeQuantize
 from fxquant.passes.insert_qdq import InsertQdq
@@ -19,6 +21,8 @@ from fxquant.passes.share_quantize import ShareQuantize
 __all__ = [
     "Annotate",
     "FoldWeights",
+    "FuseEpilogues",
+    "FuseNorms",
     "FuseSiblings",
     "InsertFakeQuantize",
     "InsertQdq",

@@ -125,6 +125,8 @@ def _site_lines(sites: Sequence[Site]) -> list[str]:
     lowered = [site for site in sites if site.status == "lowered"]
     if lowered:
         lines.append(f"  {'lowered':<10} {', '.join(_kernel_words(lowered))}")
+        chosen = _grouped((site.path, site.kernel) for site in lowered if " (" in site.kernel)
+        lines += [f"  {'':<10} {where}: {kernel}" for where, kernel in chosen]
         changed = Counter(site.reason for site in lowered if site.reason)
         lines += [f"  {'':<10} {_count(count, 'site')}: {why}" for why, count in changed.items()]
     rows: list[tuple[str, str, str]] = []

@@ -49,7 +49,8 @@ class QuantConfig:
     dump         a folder for the graphs of every stage.  numerics: measure each site's error on the first batch.
     strict       raise `UnloweredSite` where a site would not run on a quantized kernel.
     training     train instead of infer: operands are rounded in the graph, with a straight-through gradient.
-    autotune     reserved: anything but 'none' raises `InvalidOption`.
+    autotune     'quick' or 'full': measure which configuration of a kernel is fastest, for shapes not measured before,
+                 and keep it in the user's cache; 'none': use what the cache holds.
     """
 
     preset: str | None
@@ -116,10 +117,8 @@ class QuantConfig:
             raise InvalidOption("strict", True, "it asks for kernels, and training runs on none; leave one of them out")
         if self.training and self.numerics:
             raise InvalidOption("numerics", True, "errors are measured of inference; leave it or training out")
-        if self.autotune != "none":
-            raise InvalidOption(
-                "autotune", self.autotune, "autotuning is not supported by this version; leave it 'none'"
-            )
+        if self.training and self.autotune != "none":
+            raise InvalidOption("autotune", self.autotune, "training runs on no kernel; leave it or training out")
         self._check_algorithm()
 
     def _check_algorithm(self) -> None:

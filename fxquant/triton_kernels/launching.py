@@ -30,6 +30,9 @@ class Launch:
     meta: dict[str, Any]
 
 
+# Of every launch. Triton's default of it is about to change, and it says so with a warning.
+OPTIONS = {"enable_fp_fusion": True}
+
 _RECORD: ContextVar[list[Launch] | None] = ContextVar("fxquant_launches", default=None)
 
 
@@ -39,7 +42,7 @@ def launch(function: Any, grid: Grid, *args: Any, **meta: Any) -> None:
     if record is not None:
         record.append(Launch(function, grid, args, meta))
     elif 0 not in grid:
-        function[grid](*args, **meta)
+        function[grid](*args, **{**OPTIONS, **meta})
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor
 from fxquant.algorithms import quantize
 from fxquant.numerics import pack_codes_rows, packed_bytes
 from fxquant.numerics.panels import granules_along
-from fxquant.numerics.tiles import pack_tiles, tiles_shape, transpose_granules
+from fxquant.numerics.tiles import pack_tiles, scaled_by_blocks, tiles_shape, transpose_granules
 from fxquant.spec import TensorSpec
 from fxquant.target import Problem
 
@@ -30,8 +30,8 @@ class LinearOperands:
     bias        [N], any float dtype. residual: [M, N], of the output's dtype.
     activation  '', 'relu', 'gelu', 'gelu_tanh' or 'silu'.
 
-    Where both sides are scaled by small blocks (`scaled_by_blocks`: mxfp8, mxfp4, nvfp4), the weight stays in the storage
-    form that `tl.dot_scaled` reads: tiles is uint8 [N, ceil(K * bits / 8)] of `numerics.bits`, scale [N, granules].
+    Where both sides are scaled by small blocks (`scaled_by_blocks`: mxfp8, mxfp4, nvfp4), the weight stays in the
+    storage form, which `tl.dot_scaled` reads: tiles uint8 [N, ceil(K * bits / 8)] of `numerics.bits`, scale [N, G].
     """
 
     x: Tensor
@@ -88,12 +88,6 @@ class EmbeddingOperands:
     dtype: torch.dtype
     zero_point: Tensor | None = None
     tensor_scale: Tensor | None = None
-
-
-def scaled_by_blocks(spec: TensorSpec, x_spec: TensorSpec | None) -> bool:
-    """Both sides are of OCP MX's or NVFP4's kind: floats in groups with a scale of one byte."""
-    sides = (spec, x_spec)
-    return all(side is not None and side.scale in ("e8m0", "e4m3") and side.format.kind == "float" for side in sides)
 
 
 def linear_operands(

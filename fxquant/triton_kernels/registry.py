@@ -3,10 +3,32 @@
 from __future__ import annotations
 
 from fxquant.target import Arch, KernelConfig, Problem
+from fxquant.triton_kernels.coded_mm import CODED_MM
+from fxquant.triton_kernels.coded_mv import CODED_MV
+from fxquant.triton_kernels.embedding_rows import EMBEDDING_ROWS
+from fxquant.triton_kernels.grouped_mm import GROUPED_MM
 from fxquant.triton_kernels.kernel import Operands, TritonKernel
+from fxquant.triton_kernels.library import FLOAT8_MM, INT_MM
+from fxquant.triton_kernels.mx_mm import MX_MM
+from fxquant.triton_kernels.quantize_rows import QUANTIZE_ROWS
+from fxquant.triton_kernels.scaled_mm import SCALED_MM
+from fxquant.triton_kernels.scaled_mm_persistent import SCALED_MM_PERSISTENT
+from fxquant.triton_kernels.scaled_mm_split import SCALED_MM_SPLIT
 
 # In the order of preference where nothing is known but that several take a problem.
-_ALL: tuple[TritonKernel, ...] = ()
+_ALL: tuple[TritonKernel, ...] = (
+    SCALED_MM_SPLIT,
+    SCALED_MM_PERSISTENT,
+    SCALED_MM,
+    INT_MM,
+    FLOAT8_MM,
+    CODED_MV,
+    CODED_MM,
+    GROUPED_MM,
+    MX_MM,
+    QUANTIZE_ROWS,
+    EMBEDDING_ROWS,
+)
 KERNELS: dict[str, TritonKernel] = {kernel.name: kernel for kernel in _ALL}
 
 

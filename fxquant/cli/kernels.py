@@ -1,0 +1,86 @@
+"""`fxquant kernels`: list, inspect and compile, for GPUs that need not be here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fxquant.cli.asking import OneProblem, Shapes, Target, kernel_named, problems_asked
+from fxquant.errors import NothingToCompile
+
+kernels = typer.Typer(help="The Triton kernels: list, inspect, compile.", no_args_is_help=True)
+
+
+@kernels.command("list")
+def list_kernels() -> None:
+    """Every kernel: its operation, the fields of its configurations, what it is for."""
+    from fxquant.triton_kernels import KERNELS
+
+    table = Table("kernel", "operation", "configuration", "what for")
+    for kernel in KERNELS.values():
+        table.add_row(kernel.name, kernel.op, " ".join(kernel.fields), kernel.summary)
+    Console().print(table)
+
+
+@kernels.command()
+def inspect(
+    kernel: Annotated[str, typer.Argument(help="A name that `fxquant kernels list` shows.")],
+    target: Target,
+    shapes: Shapes = None,
+    problem: OneProblem = None,
+    every: Annotated[bool, typer.Option("--all", help="Every candidate, not only the heuristic's choice.")] = False,
+) -> None:
+    """What a kernel compiles to: registers, spills, shared memory, occupancy, its hot loop, and its modelled time.
+
+    Without --shapes or --problem: for a few problems of its kind, 4096 by 4096.
+    """
+    from fxquant.cli.inspecting import inspected, tables
+    from fxquant.target import arch_named
+    from fxquant.tuning.representative import representative_of
+
+    arch, found = arch_named(target), kernel_named(kernel)
+    asked = problems_asked(shapes, problem) or representative_of(kernel, arch)[:4]
+    console = Console()
+    with console.status("compiling"):
+        rows = [row for one in asked for row in inspected(found, one, arch, every)]
+    if not rows:
+        raise NothingToCompile(arch.name, f"{kernel} takes no problem of its kind there")
+    for table in tables(rows, arch):
+        console.print(table)
+
+
+@kernels.command("compile")
+def compile_kernels(
+    target: Target,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the machine code; made if it is not there.")],
+    shapes: Shapes = None,
+    problem: OneProblem = None,
+    at: Annotated[
+        Path | None, typer.Option("--at", help="Where the folder will lie on the server, if not where it is made.")
+    ] = None,
+) -> None:
+    """Compile ahead of time what the plans of the problems launch, with a manifest.
+
+    The folder is a cache of Triton: a server that starts with TRITON_CACHE_DIR set to it loads instead of compiling.
+    Without --shapes or --problem: for the problems of the table that is shipped for the target.
+    """
+    from fxquant.target import arch_named
+    from fxquant.tuning.ahead import MANIFEST, compile_ahead
+    from fxquant.tuning.tables import read_table
+
+    arch = arch_named(target)
+    asked = problems_asked(shapes, problem) or list(read_table(arch.name))
+    console = Console()
+    made = 0
+    with console.status(f"compiling for {arch}") as status:
+        for entry in compile_ahead(asked, arch, out, at):
+            made += 1
+            status.update(f"{made} compiled for {arch}, last {entry['kernel']}: {entry['function']}")
+    if not made:
+        raise NothingToCompile(arch.name, "no kernel takes any of the problems, or there are none")
+    console.print(f"{made} compiled for {arch} in {out}; {MANIFEST} lists them.")
+    console.print(f"Start the server with TRITON_CACHE_DIR={at or out.resolve()}", soft_wrap=True)

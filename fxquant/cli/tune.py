@@ -1,0 +1,126 @@
+"""`fxquant tune`: find the fastest configurations for a model or a file of problems, and keep or share them."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from fxquant.errors import InvalidOption
+from fxquant.target import Problem
+from fxquant.tuning import Outcome, Progress, TuneReport, caches_of, export_plans, import_plans
+from fxquant.tuning.cpu import words_of
+from fxquant.tuning.report import microseconds
+
+
+def tune(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="PACKAGE.MODULE:FUNCTION; the function returns (model, example inputs)."),
+    ] = None,
+    shapes: Annotated[Path | None, typer.Option(help="A JSON list of problems, instead of a model.")] = None,
+    target: Annotated[str, typer.Option(help="cpu, or an architecture: sm80, sm89, sm90, sm100, gfx942.")] = "cpu",
+    mode: Annotated[str, typer.Option(help="quick or full.")] = "quick",
+    preset: Annotated[str | None, typer.Option(help="What the model is quantized to.")] = None,
+    export: Annotated[
+        Path | None, typer.Option("--export", help="Then write the device's plans to a file, for machines of its kind.")
+    ] = None,
+    given: Annotated[
+        Path | None, typer.Option("--import", help="First take over plans that such a machine exported.")
+    ] = None,
+) -> None:
+    """Measure configurations on this machine, or choose by the model of time for a GPU that is not here."""
+    console = Console(stderr=True)
+    if model and shapes:
+        raise InvalidOption("--shapes", shapes, "it takes the place of MODEL; leave one of them out")
+    if not (model or shapes or export or given):
+        raise InvalidOption("MODEL", None, "give a model, --shapes, --export or --import")
+    cache = caches_of(target)[0]
+    if given:
+        console.print(f"{import_plans(cache, given)} plans of {given} taken over into {cache.path}", soft_wrap=True)
+    if model or shapes:
+        report = _tuned(console, model, shapes, target, mode, preset)
+        _show(report)
+    if export:
+        console.print(f"{export_plans(cache, export)} plans for {cache.device} written to {export}", soft_wrap=True)
+
+
+def _tuned(
+    console: Console, model: str | None, shapes: Path | None, target: str, mode: str, preset: str | None
+) -> TuneReport:
+    import fxquant
+
+    with Bar(
+        TextColumn("{task.description}", table_column=None),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[best]}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bar:
+        task = bar.add_task("tuning", total=None, best="")
+
+        def watch(progress: Progress) -> None:
+            bar.update(task, total=progress.total, completed=progress.done, description=str(progress.problem))
+            if progress.outcome is not None:
+                bar.update(task, best=_best(progress.outcome))
+
+        if model is None:
+            assert shapes is not None
+            return fxquant.tune(_problems(shapes), target=target, mode=mode, progress=watch)  # pyright: ignore[reportArgumentType]
+        made, inputs = _made(model)
+        return fxquant.tune(made, *inputs, config=preset, target=target, mode=mode, progress=watch)  # pyright: ignore[reportArgumentType]
+
+
+def _best(outcome: Outcome) -> str:
+    entry = outcome.entry
+    return f"{words_of(entry.config)} {microseconds(entry.seconds)}, {entry.gain:.2f} x the heuristic"
+
+
+def _problems(file: Path) -> list[Problem]:
+    from fxquant.tuning.problems import read_problems
+
+    return read_problems(file)
+
+
+def _made(name: str) -> tuple[Any, tuple[Any, ...]]:
+    """The model and its example inputs that a function makes, named as 'package.module:function'."""
+    module, _, function = name.partition(":")
+    wanted = "it takes PACKAGE.MODULE:FUNCTION, a function without arguments that returns (model, example inputs)"
+    sys.path.insert(0, "")  # as python -m does: modules beside the user
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InvalidOption("MODEL", name, f"{wanted} ({error})") from error
+    finally:
+        sys.path.remove("")
+    made = make()
+    if not isinstance(made, tuple) or len(made) != 2:
+        raise InvalidOption("MODEL", name, wanted)
+    model, inputs = made
+    return model, tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+
+
+def _show(report: TuneReport) -> None:
+    table = Table("problem", "configuration", "time", "x heuristic", "source", box=SIMPLE)
+    for outcome in report.outcomes:
+        entry = outcome.entry
+        source = entry.source + (" before" if outcome.known else "")
+        row = (str(entry.problem), words_of(entry.config), microseconds(entry.seconds), f"{entry.gain:.2f}", source)
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    for outcome in report.outcomes:
+        for out in outcome.dropped:
+            console.print(f"{outcome.entry.problem}: not {words_of(out.config)}: {out.reason}", soft_wrap=True)
+    console.print(report.summary, soft_wrap=True)

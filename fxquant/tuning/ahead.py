@@ -1,0 +1,118 @@
+"""Compiling ahead of time: a folder of machine code with which a server starts warm, and a manifest of it.
+
+The folder is a Triton cache. A launch looks for its code under a hash of the function's source, the arguments' types,
+constants and known divisors, the options, the target, the environment and Triton itself; all of these are the same
+here as on the GPU (`fxquant.tuning.compiling.specialized`), so with TRITON_CACHE_DIR set to the folder the first launch
+loads. Triton's index in the folder holds whole paths: `at` says where the folder will lie.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton import knobs
+from triton.runtime.cache import FileCacheManager, _base32
+
+from fxquant.target import Arch, KernelConfig, Plan, Problem
+from fxquant.triton_kernels import KERNELS
+from fxquant.tuning.compiling import launches_of, specialized
+from fxquant.tuning.device import version
+from fxquant.tuning.lookup import lookup
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+MULTIPLE = 16  # Triton compiles for numbers that are multiples of 16, for others, and for 1
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A configuration, and a problem with one of the numbers of rows for which it is compiled."""
+
+    problem: Problem
+    config: KernelConfig
+
+
+def wanted_of(problem: Problem, plan: Plan) -> list[Wanted]:
+    """What a server may launch for a problem: with its m only that; without, every row of the plan, each with 1, a
+    multiple of 16 and another number of rows, as far as they are in its range."""
+    if problem.m:
+        return [Wanted(problem, plan.row(problem.m).config)] if plan.rows else []
+    found, above = [], 0
+    for row in plan.rows:
+        found += [Wanted(problem.with_m(m), row.config) for m in _examples(above, row.limit)]
+        above = row.limit
+    if plan.rows:  # the last row also serves what is above it, though not by a multiple of 16
+        found.append(Wanted(problem.with_m(above + 1), plan.rows[-1].config))
+    return found
+
+
+def _examples(above: int, limit: int) -> list[int]:
+    """Of the numbers from above + 1 to limit: 1, a multiple of 16, one that is neither."""
+    multiple = limit // MULTIPLE * MULTIPLE
+    other = next((m for m in (limit, limit - 1) if m % MULTIPLE and m > 1), 0)
+    return [m for m in (1, other, multiple) if above < m <= limit]
+
+
+def compile_ahead(
+    problems: Sequence[Problem], arch: Arch, folder: Path, at: Path | None = None, plans: Sequence[Plan] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Compile what the problems' plans launch into a folder, yielding a manifest entry for each kernel made.
+
+    `plans`: one a problem; looked up if they are not given. The manifest is written when the iterator ends. Triton's
+    errors pass.
+    """
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    entries: dict[str, dict[str, Any]] = {}
+    for number, problem in enumerate(problems):
+        plan = plans[number] if plans is not None else lookup(problem, arch.name)
+        for wanted in wanted_of(problem, plan):
+            for launch in launches_of(wanted.problem, wanted.config):
+                special = specialized(launch, arch)
+                if special.key not in entries:
+                    entries[special.key] = _compiled(special, wanted, folder)
+                    yield entries[special.key]
+    target = at or folder
+    _move_index(folder, target)
+    manifest = {
+        "format": FORMAT,
+        "target": arch.name,
+        "fxquant": version("fxquant"),
+        "triton": triton.__version__,
+        "environment": {"TRITON_CACHE_DIR": str(target)},
+        "kernels": list(entries.values()),
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def _compiled(special: Any, wanted: Wanted, folder: Path) -> dict[str, Any]:
+    with knobs.cache.scope():
+        knobs.cache.dir = str(folder)
+        kernel = special.compiled()
+        place = Path(FileCacheManager(_base32(kernel.hash)).cache_dir).relative_to(folder)
+    binary = next(stage for stage in ("cubin", "hsaco") if stage in kernel.asm)
+    return {
+        "kernel": wanted.config.kernel,
+        "problem": wanted.problem.to_json(),
+        "config": wanted.config.to_json(),
+        "source_hash": KERNELS[wanted.config.kernel].source_hash,
+        "function": kernel.name,
+        "signature": special.source.signature,
+        "warps": kernel.metadata.num_warps,
+        "shared": kernel.metadata.shared,
+        "file": str(place / f"{special.source.name[:150]}.{binary}"),
+    }
+
+
+def _move_index(folder: Path, target: Path) -> None:
+    """Let the whole paths in Triton's index files say where the folder will lie."""
+    for file in folder.glob("*/__grp__*.json"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        here = file.parent.relative_to(folder)
+        content["child_paths"] = {name: str(target / here / name) for name in content["child_paths"]}
+        file.write_text(json.dumps(content), encoding="utf-8")

@@ -1,0 +1,78 @@
+"""Pruning: configurations that need not be tried, by what compiling says of them; and the order of the others.
+
+Nothing here needs a GPU: facts come from machine code, times from a model. Both are handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fxquant.target import Arch, KernelConfig, Problem
+
+
+class CompiledFacts(Protocol):
+    """What pruning reads of `fxquant.tuning.facts.Facts`."""
+
+    @property
+    def registers(self) -> int: ...
+    @property
+    def spills(self) -> int: ...
+    @property
+    def shared(self) -> int: ...
+    @property
+    def warps(self) -> int: ...
+
+
+FactsOf = Callable[[Problem, KernelConfig, Arch], Any]
+SecondsOf = Callable[[Problem, KernelConfig, Arch, Any], float]
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A configuration that is out, and why."""
+
+    config: KernelConfig
+    reason: str
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A configuration that may run, and the time that the model gives it."""
+
+    config: KernelConfig
+    seconds: float
+
+
+def why_drop(facts: CompiledFacts, arch: Arch) -> str:
+    """Why a configuration with these facts is not worth running on the architecture; '' if it may be."""
+    if facts.shared > arch.shared_per_block:
+        return f"it needs {facts.shared} bytes of shared memory, a block has {arch.shared_per_block}"
+    if facts.registers * facts.warps * arch.warp_size > arch.registers:
+        return f"{facts.warps} warps of {facts.registers} registers a thread pass the processor's {arch.registers}"
+    if facts.spills:
+        return f"it spills registers ({facts.spills} instructions or registers)"
+    return ""
+
+
+def ranked(
+    problem: Problem, candidates: Sequence[KernelConfig], arch: Arch, facts_of: FactsOf, seconds_of: SecondsOf
+) -> tuple[list[Ranked], list[Dropped]]:
+    """The candidates that may run, fastest by the model first, and those that are out.
+
+    If all are out, the first, the heuristic's, stays: it runs, if slowly.
+    """
+    kept: list[Ranked] = []
+    dropped: list[Dropped] = []
+    for config in candidates:
+        facts = facts_of(problem, config, arch)
+        if why := why_drop(facts, arch):
+            dropped.append(Dropped(config, why))
+        else:
+            kept.append(Ranked(config, seconds_of(problem, config, arch, facts)))
+    if not kept and candidates:
+        first = candidates[0]
+        kept = [Ranked(first, seconds_of(problem, first, arch, facts_of(problem, first, arch)))]
+        dropped = [out for out in dropped if out.config != first]
+    return sorted(kept, key=lambda one: one.seconds), dropped

@@ -1,13 +1,14 @@
 """The shipped tables: for each architecture the configurations that the model of time finds best, for `LINEARS`.
 
-python -m benchmarks.make_tables [--arch NAME ...] [--preset NAME ...] [--candidates N] [--minutes N]
+python -m benchmarks.make_tables [--arch NAME ...] [--preset NAME ...] [--candidates N] [--minutes N] [--verbose]
 
 For each preset, size and bucket of rows: of the kernels' candidates that neither spill registers nor pass the shared
 memory the one with the least modelled time. What compiling says of a candidate depends on its format and hardly on
 sizes, or on the number of parts of K: one problem of each format, in two parts, stands for all, and only a choice is
 compiled again if its size or its parts make other code of it.
 Compiled facts are kept in the user's cache, so that a second run goes on where the first one ended; `--minutes` ends
-one early, and what was not compiled by then is not chosen. bfloat16 is compiled; float16 takes its choices.
+one early, and what was not compiled by then is not chosen. bfloat16 is compiled; float16 takes its choices. Tables of
+several architectures can be made by as many runs at once. Afterwards: python -m benchmarks.gpu_model_page
 
 Facts of what was chosen on sm90 are written to `gpu_model_facts.json` too: `docs/gpu-model.md` is made of them.
 """
@@ -58,7 +59,7 @@ class Chooser:
         candidates = space.candidates(problem)
         timed: list[tuple[float, KernelConfig]] = []
         for config in candidates[: self.most]:
-            facts = self.facts(standing_for(problem), unsplit(config))
+            facts = self.facts(standing_for(problem, config), unsplit(config))
             if facts is not None and not why_drop(facts, self.arch):
                 timed.append((modelled_time(problem, config, self.arch, facts).seconds, config))
         heuristic = next((seconds for seconds, config in timed if config == candidates[0]), None)
@@ -75,6 +76,7 @@ class Chooser:
         if key not in self.known:
             if time.monotonic() > self.deadline:
                 return None
+            logger.info("%s  %s  %s", self.arch, config, problem)
             try:
                 self.known[key] = facts_of(problem, config, self.arch)
             except Exception as error:  # Triton's compiler fails in many ways: such a candidate is not chosen
@@ -84,9 +86,11 @@ class Chooser:
         return self.known[key]
 
 
-def standing_for(problem: Problem) -> Problem:
-    """The problem that is compiled for all sizes of its formats: with one row, or with a multiple of 16."""
-    return dataclasses.replace(problem, m=STANDS_FOR_ALL, n=STANDS_FOR_ALL, k=STANDS_FOR_ALL)
+def standing_for(problem: Problem, config: KernelConfig) -> Problem:
+    """The problem that is compiled for all sizes of its formats. A kernel without BLOCK_M is written out for the rows
+    that there are: it has them."""
+    m = STANDS_FOR_ALL if "BLOCK_M" in config.meta else problem.m
+    return dataclasses.replace(problem, m=m, n=STANDS_FOR_ALL, k=STANDS_FOR_ALL)
 
 
 def unsplit(config: KernelConfig) -> KernelConfig:
@@ -101,7 +105,8 @@ def like(problem: Problem, config: KernelConfig) -> Problem:
     step = max(256, config.meta.get("BLOCK_K", 1))
     k = STANDS_FOR_ALL if problem.k % step == 0 else problem.k
     n = STANDS_FOR_ALL if problem.n % 16 == 0 else problem.n
-    return dataclasses.replace(problem, m=_rows_like(problem.m), n=n, k=k)
+    m = _rows_like(problem.m) if "BLOCK_M" in config.meta else problem.m
+    return dataclasses.replace(problem, m=m, n=n, k=k)
 
 
 def _rows_like(m: int) -> int:
@@ -149,8 +154,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--preset", nargs="+", choices=sorted(PRESETS), default=list(PRESETS))
     parser.add_argument("--candidates", type=int, default=100, help="of a problem at most so many, best guesses first")
     parser.add_argument("--minutes", type=float, default=1e9, help="compile no longer than this, for all together")
+    parser.add_argument("--verbose", action="store_true", help="say what is compiled, with the time of day")
     chosen = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    level = logging.INFO if chosen.verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
     deadline = time.monotonic() + 60 * chosen.minutes
     for name in chosen.arch:
         arch = ARCHS[name]

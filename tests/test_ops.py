@@ -121,12 +121,13 @@ def test_fake_has_shapes_dtypes_and_strides_of_the_reference(name: str) -> None:
 
 
 def test_schemas_are_the_agreed_ones() -> None:
-    # The others have theirs in test_ops_coded.py, test_ops_convolution.py, test_ops_experts.py, test_ops_static.py and
-    # test_ops_weights.py.
+    # The others have theirs in test_ops_coded.py, test_ops_convolution.py, test_ops_experts.py, test_ops_static.py,
+    # test_ops_tiled.py and test_ops_weights.py.
     elsewhere = {"pack_panels", "unpack_panels", "pack_granules", "decode_weight", "linear_weight_only"}
     elsewhere |= {"linear_dynamic", "int8_conv_dynamic", "conv_weight_only", "embedding_dequantize", "fake_quantize"}
     elsewhere |= {"fake_quantize_static", "fake_quantize_weight", "int8_linear_static", "int8_conv_static"}
-    elsewhere |= {"embedding_packed"}
+    elsewhere |= {"embedding_packed", "tile_codes", "untile_codes", "transpose_granules", "decode_tiles"}
+    elsewhere |= {"tiled_linear", "tiled_linear_codes", "norm_quantize"}
     elsewhere |= {"experts_linear", "experts_linear_backward", "experts_matmul", "experts_outer"}
     found = {str(getattr(OPS, name).default._schema) for name in reference.__all__ if name not in elsewhere}
     assert found == {
@@ -140,6 +141,7 @@ def test_schemas_are_the_agreed_ones() -> None:
         "fxquant::decode_rows(Tensor rows, Tensor scale, Tensor? zero_point, Tensor? tensor_scale, int width, "
         "str spec, ScalarType dtype) -> Tensor",
         "fxquant::int8_quantize_per_token(Tensor x) -> (Tensor codes, Tensor scale)",
+        "fxquant::quantize_static(Tensor x, Tensor scale, str spec) -> (Tensor codes, Tensor scale)",
         "fxquant::int8_pack(Tensor codes) -> Tensor packed",
         "fxquant::int8_unpack(Tensor packed, int out_features, int in_features) -> Tensor codes",
         "fxquant::int8_linear_dynamic(Tensor x, Tensor packed, Tensor scale, Tensor? bias, int in_features, "

@@ -17,6 +17,7 @@ from fxquant.ops import reference
 from fxquant.spec import TensorSpec
 
 OPS = torch.ops.fxquant
+REFERENCE: Any = reference  # operands are put together as tuples of any length
 TAIL = (
     "Tensor? bias, Tensor? residual, str activation, int in_features, str spec, ScalarType dtype, int[] plan) -> Tensor"
 )
@@ -66,14 +67,14 @@ class Case:
         self.residual = torch.randn(2, 3, N, generator=generator)
         self.codes, self.scale, self.zero_point, tensor_scale = quantize(weight, self.spec)
         self.tensor_scale = tensor_scale if self.spec.has_tensor_scale else None
-        self.tiles = reference.tile_codes(self.codes, self.text)
+        self.tiles = REFERENCE.tile_codes(self.codes, self.text)
         self.tiled_scale = self.granules(self.scale)
         self.tiled_zero = self.granules(self.zero_point) if self.spec.has_zero_point else None
         if scaled_by_blocks(self.spec, self.x_spec):
-            self.tiles, self.tiled_scale = reference.pack_rows(self.codes, self.text), self.scale
+            self.tiles, self.tiled_scale = REFERENCE.pack_rows(self.codes, self.text), self.scale
 
     def granules(self, t: Tensor) -> Tensor:
-        return reference.transpose_granules(t, self.text, N, K)
+        return REFERENCE.transpose_granules(t, self.text, N, K)
 
     @property
     def parts(self) -> tuple[Any, ...]:
@@ -82,16 +83,16 @@ class Case:
     @property
     def value(self) -> Tensor:
         zero = self.zero_point if self.spec.has_zero_point else None
-        return reference.dequantize(self.codes, self.scale, zero, self.text, torch.float32, self.tensor_scale)
+        return REFERENCE.dequantize(self.codes, self.scale, zero, self.text, torch.float32, self.tensor_scale)
 
     def linear(self, x: Tensor, bias: Any = None, residual: Any = None, activation: str = "") -> tuple[Any, ...]:
         return (x, *self.parts, bias, residual, activation, K, self.text, x.dtype, [])
 
     def of_codes(self, bias: Any = None, residual: Any = None, activation: str = "", packed: bool = True) -> Any:
         assert self.x_spec is not None
-        codes, scale, whole = reference.quantize_dynamic(self.x, str(self.x_spec))
+        codes, scale, whole = REFERENCE.quantize_dynamic(self.x, str(self.x_spec))
         if self.x_spec.format.bits == 4 and packed:
-            codes = reference.pack_rows(codes, str(self.x_spec))
+            codes = REFERENCE.pack_rows(codes, str(self.x_spec))
         x = (codes, scale, whole if self.x_spec.has_tensor_scale else None, str(self.x_spec))
         return (*x, *self.parts, bias, residual, activation, K, self.text, torch.float32, [])
 
@@ -155,7 +156,7 @@ def test_untiling_and_decoding_give_the_quantized_weight(text: str) -> None:
     c = Case(text)
     back = OPS.untile_codes(c.tiles, K, c.text)
     assert torch.equal(back.view(torch.uint8), c.codes.view(torch.uint8))
-    assert torch.equal(reference.decode_tiles(*c.parts, K, c.text, torch.float32), c.value)
+    assert torch.equal(REFERENCE.decode_tiles(*c.parts, K, c.text, torch.float32), c.value)
 
 
 @pytest.mark.parametrize("text", ["int8/tensor", "nvfp4"])
@@ -166,10 +167,10 @@ def test_joined_tensors_keep_a_number_for_each_row(text: str) -> None:
         c.tensor_scale = per_row
     else:
         c.scale, c.tiled_scale = per_row, c.granules(per_row)
-    assert torch.equal(reference.decode_tiles(*c.parts, K, c.text, torch.float32), c.value)
+    assert torch.equal(REFERENCE.decode_tiles(*c.parts, K, c.text, torch.float32), c.value)
     want = c.x.double() @ c.value.double().t()
     bound = (K + 2) * 2.0**-24 * (c.x.double().abs() @ c.value.double().abs().t())
-    assert ((reference.tiled_linear(*c.linear(c.x)).double() - want).abs() <= bound).all()
+    assert ((REFERENCE.tiled_linear(*c.linear(c.x)).double() - want).abs() <= bound).all()
 
 
 ACTIVATIONS = {
@@ -188,7 +189,7 @@ def test_bias_activation_and_residual_are_rounded_once(activation: str, dtype: t
     x, bias, residual = c.x.to(dtype), c.bias.to(dtype), c.residual.to(dtype)
     z = x.double() @ c.value.double().t() + bias.double()
     want = ACTIVATIONS[activation](z) + residual.double()
-    got = reference.tiled_linear(*c.linear(x, bias, residual, activation))
+    got = REFERENCE.tiled_linear(*c.linear(x, bias, residual, activation))
     assert got.dtype == dtype
     error = (got.double() - want).abs()
     # K products and three more roundings of float32 in values of at most 40; then one of the result.
@@ -200,24 +201,24 @@ def test_bias_activation_and_residual_are_rounded_once(activation: str, dtype: t
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "unpacked"])
 def test_codes_times_codes_is_the_product_of_what_they_stand_for(x_text: str, text: str, packed: bool) -> None:
     c = Case(text, x_text)
-    x = reference.fake_quantize(c.x, x_text).double()
+    x = REFERENCE.fake_quantize(c.x, x_text).double()
     want = x @ c.value.double().t() + c.bias.double()
     bound = (K + 8) * 2.0**-24 * (x.abs() @ c.value.double().abs().t() + c.bias.double().abs())
-    got = reference.tiled_linear_codes(*c.of_codes(c.bias, packed=packed))
+    got = REFERENCE.tiled_linear_codes(*c.of_codes(c.bias, packed=packed))
     assert ((got.double() - want).abs() <= bound).all()
 
 
 def test_integer_sums_are_those_of_the_ops_of_the_cpu() -> None:
     c = Case("int8/channel", "int8/token")
-    packed = reference.int8_pack(c.codes)
+    packed = REFERENCE.int8_pack(c.codes)
     codes, scale, *_ = c.of_codes()
-    want = reference.int8_linear(codes, scale, packed, c.scale, c.bias, K, torch.float32)
-    assert torch.equal(reference.tiled_linear_codes(*c.of_codes(c.bias)), want)
+    want = REFERENCE.int8_linear(codes, scale, packed, c.scale, c.bias, K, torch.float32)
+    assert torch.equal(REFERENCE.tiled_linear_codes(*c.of_codes(c.bias)), want)
     c = Case("int4/group32/affine/bf16", "int8/token")
-    parts = [reference.pack_granules(t, c.text, N, K) for t in (c.scale, c.zero_point)]
-    packed = reference.pack_panels(c.codes, c.text)
-    want = reference.linear_dynamic(c.x, packed, *parts, c.bias, N, K, c.text, torch.float32)
-    assert torch.equal(reference.tiled_linear_codes(*c.of_codes(c.bias)), want)
+    parts = [REFERENCE.pack_granules(t, c.text, N, K) for t in (c.scale, c.zero_point)]
+    packed = REFERENCE.pack_panels(c.codes, c.text)
+    want = REFERENCE.linear_dynamic(c.x, packed, *parts, c.bias, N, K, c.text, torch.float32)
+    assert torch.equal(REFERENCE.tiled_linear_codes(*c.of_codes(c.bias)), want)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -225,7 +226,7 @@ def test_gradients_are_those_of_the_decoded_weight(activation: str) -> None:
     c = Case("int4/group32/affine/bf16")
     ours = [t.clone().requires_grad_() for t in (c.x, c.bias, c.residual)]
     twins = [t.clone().requires_grad_() for t in (c.x, c.bias, c.residual)]
-    OPS.tiled_linear(*c.linear(*ours, activation)).square().sum().backward()
+    OPS.tiled_linear(*c.linear(*ours, activation=activation)).square().sum().backward()
     (ACTIVATIONS[activation](F.linear(twins[0], c.value, twins[1])) + twins[2]).square().sum().backward()
     for one, twin in zip(ours, twins, strict=True):
         torch.testing.assert_close(one.grad, twin.grad, rtol=1e-4, atol=1e-3)
@@ -251,8 +252,8 @@ def test_a_norm_before_codes_is_torchs_norm(norm: str, dtype: torch.dtype, spec:
     x, weight = Case("int8/channel").x.to(dtype), torch.rand(K).to(dtype)
     bias = torch.rand(K).to(dtype) if norm == "layernorm" else None
     normed = F.rms_norm(x, [K], weight, 1e-6) if bias is None else F.layer_norm(x, [K], weight, bias, 1e-6)
-    want = reference.quantize_dynamic(normed, spec)
-    got = reference.norm_quantize(x, norm, weight, bias, 1e-6, spec)
+    want = REFERENCE.quantize_dynamic(normed, spec)
+    got = REFERENCE.norm_quantize(x, norm, weight, bias, 1e-6, spec)
     values = [OPS.dequantize(c, s, None, spec, torch.float32, t) for c, s, t in (got, want)]
     # A value of the norm may be rounded the other way, and so may a code.
     step = {"int8/token": 2.0**-6, "float8_e4m3fn/tensor": 2.0**-3, "nvfp4": 0.5}[spec]
@@ -301,7 +302,7 @@ def test_the_linear_refuses_what_does_not_fit() -> None:
     refused("tiled_linear", replaced(args, 0, c.x.double()), UnsupportedActivation, "float64")
     refused("tiled_linear", replaced(args, 7, "tanh"), InvalidSpec, "takes the activations '', 'relu'")
     with pytest.raises(ShapeMismatch, match="on device"):
-        reference.tiled_linear(*replaced(args, 1, c.tiles.to("meta")))
+        REFERENCE.tiled_linear(*replaced(args, 1, c.tiles.to("meta")))
 
 
 def test_the_linear_of_codes_refuses_what_does_not_fit() -> None:
@@ -320,7 +321,7 @@ def test_the_linear_of_codes_refuses_what_does_not_fit() -> None:
     args = Case("int8/channel", "int8/token").of_codes()
     refused("tiled_linear_codes", replaced(args, 3, "int8/sample"), InvalidSpec, "per tensor, token or group")
     c = Case("int4/group32/shift")
-    x = reference.quantize_dynamic(c.x, "int8/token")[:2]
+    x = REFERENCE.quantize_dynamic(c.x, "int8/token")[:2]
     refused("tiled_linear_codes", (*x, None, "int8/token", *c.linear(c.x)[1:]), InvalidSpec, "symmetric or affine")
     refused("norm_quantize", (c.x, "groupnorm", None, None, 0.0, "int8/token"), InvalidSpec, "'rmsnorm', 'layernorm'")
     refused("norm_quantize", (c.x, "rmsnorm", c.bias, None, 0.0, "int8/token"), ShapeMismatch, "weight of shape [65]")
@@ -328,6 +329,6 @@ def test_the_linear_of_codes_refuses_what_does_not_fit() -> None:
 
 def test_no_rows() -> None:
     c = Case("int4/group32/bf16", "int8/token")
-    assert reference.tiled_linear(*c.linear(c.x[:0], c.bias)).shape == (0, 3, N)
+    assert REFERENCE.tiled_linear(*c.linear(c.x[:0], c.bias)).shape == (0, 3, N)
     c.x = c.x[:0]
-    assert reference.tiled_linear_codes(*c.of_codes(c.bias)).shape == (0, 3, N)
+    assert REFERENCE.tiled_linear_codes(*c.of_codes(c.bias)).shape == (0, 3, N)

@@ -18,6 +18,7 @@ from fxquant.graphs import CapturedGraph
 from fxquant.pipeline import Lowered, quantize_graph
 from fxquant.runner import Deciding
 from fxquant.spec import QuantConfig
+from fxquant.target import Target
 from fxquant.weights import WeightStore
 from tests.helpers import run_captured
 from tests.lowering.helpers import CPU, arguments_of
@@ -115,7 +116,7 @@ def captured_calls(
     return captured, calls
 
 
-def run_stages(captured: CapturedGraph, preset: str | QuantConfig, args: list[Any]) -> Stages:
+def run_stages(captured: CapturedGraph, preset: str | QuantConfig, args: list[Any], target: Target = CPU) -> Stages:
     """Every stage on the captured graph's flat arguments `args`."""
     outputs: dict[str, list[Tensor]] = {}
     inputs = [args[position] for position in captured.inputs]
@@ -125,7 +126,7 @@ def run_stages(captured: CapturedGraph, preset: str | QuantConfig, args: list[An
             outputs[stage] = list(run(gm, inputs))
 
     config = preset if isinstance(preset, QuantConfig) else QuantConfig(preset)
-    lowered = quantize_graph(captured.copy(), config, Deciding(config), target=CPU, observe=observe)
+    lowered = quantize_graph(captured.copy(), config, Deciding(config), target=target, observe=observe)
     recorder = SiteRecorder(lowered.gm)
     values = arguments_of(lowered.binding, args, WeightStore())
     with torch.no_grad():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +30,11 @@ class Effort:
 
 @dataclass(frozen=True)
 class Measured:
-    """GiB after loading and quantizing; GiB at the peak of the timed calls (None on a CPU); median seconds of a call;
-    the share of linears and convolutions that are quantized, in words; the output, to compare others with."""
+    """What one cell takes, and makes.
+
+    model_memory      GiB after loading and quantizing. inference_memory: GiB at the peak of the timed calls, on a GPU.
+    seconds           median of a call. quantized: how many modules of which part, in words. output: images or frames.
+    """
 
     model_memory: float
     inference_memory: float | None
@@ -44,10 +46,10 @@ class Measured:
         return Error.of(self.output, other.output)
 
 
-def measure(cell: Cell, setting: Setting, effort: Effort, making: Callable[..., Any] = load) -> Measured:
+def measure(cell: Cell, setting: Setting, effort: Effort) -> Measured:
     """Run one cell. Raises `WrongAnswer` if what it makes is not finite."""
     _forget()
-    pipe = making(cell.model, getattr(torch, cell.dtype), setting)
+    pipe = load(cell.model, getattr(torch, cell.dtype), setting)
     if cell.fuse and (cell.spec is None or not cell.compile):
         pipe.transformer.fuse_qkv_projections()  # otherwise the compiler joins them, without a second copy
     reports = _quantize(pipe, cell, setting)

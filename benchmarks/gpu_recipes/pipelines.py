@@ -26,7 +26,9 @@ class Setting:
 def load(model: str, dtype: torch.dtype, setting: Setting) -> Any:
     """The pipeline in host memory, in eval mode; a tiny one if asked, in float32 on a CPU."""
     if setting.tiny:
-        pipe = tiny.build(model).to(torch.float32 if setting.device == "cpu" else dtype)
+        pipe = tiny.build(model)
+        if setting.device != "cpu":
+            pipe.to(dtype)
     else:
         from diffusers import DiffusionPipeline
 

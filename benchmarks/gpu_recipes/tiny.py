@@ -40,10 +40,13 @@ def _flux() -> Any:
         guidance_embeds=True,
         axes_dims_rope=(8, 12, 12),
     )
+    blocks: dict[str, Any] = {  # diffusers' hints allow one block only
+        "block_out_channels": (8, 8),
+        "down_block_types": ("DownEncoderBlock2D", "DownEncoderBlock2D"),
+        "up_block_types": ("UpDecoderBlock2D", "UpDecoderBlock2D"),
+    }
     vae = AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
-        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+        **blocks,
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=4,
@@ -89,8 +92,9 @@ def _cogvideox() -> Any:
         max_text_seq_length=16,
         use_rotary_positional_embeddings=True,
     )
+    blocks: dict[str, Any] = {"block_out_channels": (8, 8, 8, 8)}
     vae = AutoencoderKLCogVideoX(
-        block_out_channels=(8, 8, 8, 8),
+        **blocks,
         latent_channels=4,
         layers_per_block=1,
         norm_num_groups=2,
@@ -123,7 +127,6 @@ def _t5() -> tuple[Any, Any]:
         num_heads=2,
         pad_token_id=0,
         eos_token_id=1,
-        decoder_start_token_id=0,
     )
     return T5EncoderModel(config).eval(), words
 

@@ -46,19 +46,19 @@ def inspected(kernel: TritonKernel, problem: Problem, arch: Arch, every: bool) -
 def tables(rows: Iterable[Row], arch: Arch) -> list[Table]:
     """Resources and modelled time; then what the hot loop of each configuration does."""
     resources = Table(
-        "problem", "configuration", "launch", "registers", "spills", "shared", "blocks", "modelled", "roofline",
+        "", "problem", "configuration", "launch", "registers", "spills", "shared", "blocks", "modelled", "roofline",
         "bound by", title=f"{arch}, times on one {arch.board.name}, modelled, not measured",
     )  # fmt: skip
-    loops = Table("configuration", "launch", "matrix instructions", "memory", "others", title="hot loop, of one warp")
-    seen: set[tuple[str, str]] = set()
-    for row in rows:
+    loops = Table("", "configuration", "launch", "matrix instructions", "memory", "others", title="hot loop of a warp")
+    for number, row in enumerate(rows, 1):
         if row.config is None or row.facts is None or row.modelled is None:
-            resources.add_row(str(row.problem), row.why_not, *[""] * 8)
+            resources.add_row(str(number), str(row.problem), row.why_not)
             continue
         for launch in row.facts.launches:
             main = launch is row.facts.main
             fits = occupancy(launch, arch)
             resources.add_row(
+                str(number),
                 str(row.problem),
                 str(row.config),
                 launch.function,
@@ -70,10 +70,7 @@ def tables(rows: Iterable[Row], arch: Arch) -> list[Table]:
                 f"{row.modelled.roofline.attainable * MICRO:.1f} µs" if main else "",
                 row.modelled.bound_by if main else "",
             )
-            cells = (str(row.config), launch.function, *_cells(launch.loop))
-            if (key := ("".join(cells), launch.function)) not in seen:
-                seen.add(key)
-                loops.add_row(*cells)
+            loops.add_row(str(number), str(row.config), launch.function, *_cells(launch.loop))
     return [resources, loops]
 
 
@@ -95,5 +92,5 @@ def _cells(loop: HotLoop) -> tuple[str, str, str]:
 
 def _lines(word: str, counts: int | Mapping[int, int]) -> list[str]:
     if isinstance(counts, Mapping):
-        return [f"{count} {word} of {width} bytes" for width, count in counts.items()]
+        return [f"{count} {word} of {width} B" for width, count in counts.items()]
     return [f"{counts} {word}"] if counts else []

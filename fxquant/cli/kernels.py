@@ -59,6 +59,10 @@ def compile_kernels(
     out: Annotated[Path, typer.Option("--out", help="Folder for the machine code; made if it is not there.")],
     shapes: Shapes = None,
     problem: OneProblem = None,
+    epilogue: Annotated[
+        list[str] | None,
+        typer.Option("--epilogue", help="What follows linears: bias+gelu+residual, or ''. Again for each."),
+    ] = None,
     at: Annotated[
         Path | None, typer.Option("--at", help="Where the folder will lie on the server, if not where it is made.")
     ] = None,
@@ -66,10 +70,11 @@ def compile_kernels(
     """Compile ahead of time what the plans of the problems launch, with a manifest.
 
     The folder is a cache of Triton: a server that starts with TRITON_CACHE_DIR set to it loads instead of compiling.
-    Without --shapes or --problem: for the problems of the table that is shipped for the target.
+    Without --shapes or --problem: for the problems of the table that is shipped for the target. Without --epilogue:
+    linears with a bias and without.
     """
     from fxquant.target import arch_named
-    from fxquant.tuning.ahead import MANIFEST, compile_ahead
+    from fxquant.tuning.ahead import EPILOGUES, MANIFEST, compile_ahead
     from fxquant.tuning.tables import read_table
 
     arch = arch_named(target)
@@ -77,7 +82,7 @@ def compile_kernels(
     console = Console()
     made = 0
     with console.status(f"compiling for {arch}") as status:
-        for entry in compile_ahead(asked, arch, out, at):
+        for entry in compile_ahead(asked, arch, out, at, epilogues=epilogue or EPILOGUES):
             made += 1
             status.update(f"{made} compiled for {arch}, last {entry['kernel']}: {entry['function']}")
     if not made:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from fxquant.errors import InvalidOption
 from fxquant.target import Problem
-from fxquant.tuning import Outcome, Progress, TuneReport, caches_of, export_plans, import_plans
+from fxquant.tuning import Outcome, PlanCache, Progress, TuneReport, caches_of, export_plans, import_plans
 from fxquant.tuning.cpu import words_of
 from fxquant.tuning.report import microseconds
 
@@ -50,7 +50,7 @@ def tune(
         report = _tuned(console, model, shapes, target, mode, preset)
         _show(report)
     if export:
-        console.print(f"{export_plans(cache, export)} plans for {cache.device} written to {export}", soft_wrap=True)
+        console.print(f"{_exported(cache, export)} plans for {cache.device} written to {export}", soft_wrap=True)
 
 
 def _tuned(
@@ -80,6 +80,13 @@ def _tuned(
             return fxquant.tune(_problems(shapes), target=target, mode=mode, progress=watch)  # pyright: ignore[reportArgumentType]
         made, inputs = _made(model)
         return fxquant.tune(made, *inputs, config=preset, target=target, mode=mode, progress=watch)  # pyright: ignore[reportArgumentType]
+
+
+def _exported(cache: PlanCache, file: Path) -> int:
+    try:
+        return export_plans(cache, file)
+    except OSError as error:
+        raise InvalidOption("--export", str(file), f"it cannot be written ({error})") from error
 
 
 def _best(outcome: Outcome) -> str:

@@ -22,6 +22,8 @@ from pathlib import Path
 
 import torch
 
+from fxquant.errors import FxQuantError
+
 logger = logging.getLogger(__name__)
 
 _SOURCE_DIR = Path(__file__).parent / "csrc"
@@ -54,8 +56,8 @@ _FLAGS = (
 _TIMEOUT = 300.0
 
 
-class BuildFailed(Exception):
-    """Why there is no library. Becomes the text of a KernelsUnavailableWarning."""
+class BuildFailed(FxQuantError):
+    """Why there is no library or cache directory. Of a library it becomes the text of a KernelsUnavailableWarning."""
 
 
 def find_compiler() -> tuple[str, ...] | None:

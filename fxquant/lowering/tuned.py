@@ -12,11 +12,12 @@ from torch.fx.node import map_arg
 
 from fxquant.annotation import amend_note, note_of
 from fxquant.graphs import is_ours, target_name, value_of
+from fxquant.lowering.calls import PLAN, problem_of_call, rows_of
 from fxquant.lowering.plans import choice_of
 from fxquant.lowering.site import QuantizedSite, quantized_sites
+from fxquant.ops import gpu
 from fxquant.target import Problem, Target
 from fxquant.tuning import Effort, caches_of, lookup, tuner_for
-from fxquant.tuning.calls import PLAN, problem_of_call, rows_of
 from fxquant.tuning.cpu import ISA, words_of
 
 
@@ -61,6 +62,7 @@ def use_tuned(gm: GraphModule, target: Target, autotune: str = "none") -> int:
     calls = list(calls_of(gm, target)) if _is_tunable(target) else []
     if autotune != "none" and calls:
         tuner_for(target).tune([call.problem for call in calls], cast("Effort", autotune))
+        gpu.forget_plans()
     changed = sum(_configure(call, target) for call in calls)
     if changed:
         gm.recompile()
@@ -120,8 +122,9 @@ def _configure(call: Call, target: Target) -> bool:
         words = f"{words_of(row.config)} ({row.source})"
     else:
         return False
-    if note_of(node).kernel:
-        amend_note(node, kernel=words)
+    if before := note_of(node).kernel:
+        fused = [word for word in before.split() if word.startswith("+")]  # what the kernel does beside the product
+        amend_note(node, kernel=" ".join([words, *fused]))
     return True
 
 

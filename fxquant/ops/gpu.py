@@ -46,7 +46,7 @@ def tiled_linear(
     check_tiled_linear(x, tiles, scale, zero_point, tensor_scale, bias, residual, activation, in_features, spec, dtype)
     inner = dtype if x.dtype == dtype else torch.float32
     problem = Problem("linear", x.shape[:-1].numel(), tiles.shape[0], in_features, spec, "", _word(inner))
-    config = config_for(plan, problem, arch_on(x.device))
+    config = config_for(plan if inner == dtype else (), problem, arch_on(x.device))  # the plan is for its dtype
     if config is None:
         return reference.tiled_linear(
             x, tiles, scale, zero_point, tensor_scale, bias, residual, activation, in_features, spec, dtype, plan
@@ -251,7 +251,7 @@ def config_for(plan: Sequence[int], problem: Problem, arch: str) -> KernelConfig
 
 @functools.lru_cache(maxsize=4096)
 def _planned(plan: tuple[int, ...], problem: Problem, arch: str) -> KernelConfig | None:
-    """None for a plan of another version or architecture, whose kernel is not here or does not take the problem."""
+    """None for a plan of another version or architecture: its kernel is not here, or has no such configuration."""
     from fxquant.triton_kernels import KERNELS
 
     fields = {kernel_id(kernel.name): (kernel.name, kernel.fields) for kernel in KERNELS.values()}
@@ -259,7 +259,9 @@ def _planned(plan: tuple[int, ...], problem: Problem, arch: str) -> KernelConfig
         config = Plan.from_ints(plan, fields).row(problem.m).config
     except (KeyError, ValueError):
         return None
-    return None if KERNELS[config.kernel].why_not(problem, arch_named(arch)) else config
+    kernel, target = KERNELS[config.kernel], arch_named(arch)
+    fits = not kernel.why_not(problem, target) and config in kernel.candidates(problem.bucketed(), target)
+    return config if fits else None
 
 
 @functools.lru_cache(maxsize=4096)

@@ -227,6 +227,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(x if activation else None, tiles, scale, zero_point, tensor_scale, bias)
     ctx.activation, ctx.in_features, ctx.spec = activation, in_features, spec
     ctx.x_dtype, ctx.residual_dtype = x.dtype, None if residual is None else residual.dtype
+    ctx.bias_dtype = None if bias is None else bias.dtype
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -245,7 +246,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.needs_input_grad[0]:
             grads[0] = (rows @ value).to(ctx.x_dtype)
     if ctx.needs_input_grad[5]:
-        grads[5] = rows.reshape(-1, rows.shape[-1]).sum(0).to(bias.dtype)
+        grads[5] = rows.reshape(-1, rows.shape[-1]).sum(0).to(ctx.bias_dtype)
     return tuple(grads)
 
 

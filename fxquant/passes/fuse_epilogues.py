@@ -17,7 +17,7 @@ from fxquant.passes.sites import where
 
 _OPS = torch.ops.fxquant
 # Where each op takes its residual; the activation stands behind it.
-_RESIDUAL = {_OPS.tiled_linear.default: 6, _OPS.tiled_linear_codes.default: 9}
+_RESIDUAL: dict[Any, int] = {_OPS.tiled_linear.default: 6, _OPS.tiled_linear_codes.default: 9}
 _ACTIVATIONS = ("relu", "relu_", "gelu", "silu", "silu_")
 _ADDITIONS = ("add", "iadd", "add_")
 

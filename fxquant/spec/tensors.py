@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -138,12 +139,17 @@ class TensorSpec:
             return text
         if not isinstance(text, str):
             raise InvalidSpec(text, "a tensor spec is text such as 'int8/channel'")
-        parts = NAMED_SPECS.get(text.strip(), text.strip()).split("/")
-        if len(parts) not in (2, 3, 4):
-            near = nearest(text, tuple(NAMED_SPECS))
-            raise InvalidSpec(text, FORM + (f"; did you mean {near!r}?" if near else ""))
-        scheme, scale = _scheme_and_scale(text, parts[2:])
-        return TensorSpec(number_format(parts[0]), Granularity.parse(parts[1]), scheme, scale)
+        return _parsed(text)
+
+
+@functools.lru_cache(maxsize=1024)  # ops read texts at every call
+def _parsed(text: str) -> TensorSpec:
+    parts = NAMED_SPECS.get(text.strip(), text.strip()).split("/")
+    if len(parts) not in (2, 3, 4):
+        near = nearest(text, tuple(NAMED_SPECS))
+        raise InvalidSpec(text, FORM + (f"; did you mean {near!r}?" if near else ""))
+    scheme, scale = _scheme_and_scale(text, parts[2:])
+    return TensorSpec(number_format(parts[0]), Granularity.parse(parts[1]), scheme, scale)
 
 
 def _scheme_and_scale(text: str, parts: list[str]) -> tuple[Scheme, Scale]:

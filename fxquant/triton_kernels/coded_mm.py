@@ -11,12 +11,17 @@ channel  scales of rows: once, after the loop.
 group    groups of a multiple of 16 columns: to the sum of the group, or of its part in a chunk. That costs BLOCK_M
          multiplications for each row of a group; scaling the codes costs one for each column and rounds each product to
          the half type. So it is the cheaper way too, as long as BLOCK_M is not beyond the group's size.
+         Groups of 16 make products of 16 columns, and on mma.sync and mfma loads of 4 or 8 bytes a thread.
 value    other groups: code * scale (+ shift) in float32, times x in float32. Slow and exact; nobody should need it.
 
 Products are summed in float32. Where a side is not exact in a half type (x float32; floats of 5 and more exponent bits
 under float16; `value`) they are float32: by tf32 on NVIDIA (TF32), once where both sides fit it, else by three products
 that leave an error of 2**-21 of a product; true float32 on AMD.
 """
+
+# Triton reads the jit functions, not Python: a constexpr is a plain value there, and tensors take any index.
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
 
 from __future__ import annotations
 
@@ -152,7 +157,8 @@ def _coded_mm(
                     )  # fmt: skip
                 else:
                     w = widen(
-                        patterns, zero, HALF, column, BITS, EXPONENT, MANTISSA, BIAS, CENTRE, FLIP, NANS, BY_UNIT, AFFINE
+                        patterns, zero, HALF, column,
+                        BITS, EXPONENT, MANTISSA, BIAS, CENTRE, FLIP, NANS, BY_UNIT, AFFINE,
                     )  # fmt: skip
                 if SHIFT and MODE != "value":
                     sums = tl.sum(x.to(tl.float32), axis=1)

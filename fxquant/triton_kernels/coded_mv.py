@@ -6,6 +6,10 @@ multiplied with its scale; at the end the threads of a row are summed, and the s
 one order. MODE, UNIT and STEP are as in coded_mm; all arithmetic is float32.
 """
 
+# Triton reads the jit functions, not Python: a constexpr is a plain value there, and tensors take any index.
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
+
 from __future__ import annotations
 
 import torch
@@ -26,14 +30,13 @@ from fxquant.triton_kernels.coded_products import (
     whole_scales,
     why_not_coded,
 )
-from fxquant.triton_kernels.coded_tiles import by_unit, strips_for
+from fxquant.triton_kernels.coded_tiles import by_unit, most_rows, strips_for
 from fxquant.triton_kernels.decode import load_patterns, scale_value, widen
 from fxquant.triton_kernels.epilogue import finish
 from fxquant.triton_kernels.kernel import TritonKernel
 from fxquant.triton_kernels.launching import launch, output
 from fxquant.triton_kernels.operands import LinearOperands
 
-MOST_ROWS = 4
 _BYTES = tl.constexpr(16)  # of a load of a thread
 
 
@@ -206,7 +209,10 @@ def _run(operands: LinearOperands, config: KernelConfig) -> Tensor:
 
 
 def _why_not(problem: Problem, arch: Arch) -> str:
-    return why_not_coded(problem) or (f"{problem.m} rows: it takes {MOST_ROWS}" if problem.m > MOST_ROWS else "")
+    if why := why_not_coded(problem):
+        return why
+    most = most_rows(problem)
+    return f"{problem.m} rows: of {problem.weights} it takes up to {most}" if problem.m > most else ""
 
 
 def _candidates(problem: Problem, arch: Arch) -> tuple[KernelConfig, ...]:

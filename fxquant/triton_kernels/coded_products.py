@@ -3,6 +3,10 @@
 MODE says where scales meet products: 'channel', once a row of the weight; 'group', once a group; 'value', once a code.
 """
 
+# Triton reads the jit functions, not Python: a constexpr is a plain value there, and tensors take any index.
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
+
 from __future__ import annotations
 
 import math

@@ -29,13 +29,18 @@ class Tile(NamedTuple):
 _SHAPES: dict[int, tuple[tuple[int, int, int], ...]] = {
     16: ((16, 64, 4), (16, 128, 4), (16, 128, 8), (16, 64, 2), (32, 64, 4)),
     32: ((32, 64, 4), (32, 128, 4), (16, 128, 8), (32, 128, 8), (64, 64, 4)),
-    64: ((64, 64, 4), (64, 128, 8), (32, 128, 4), (32, 64, 4), (64, 128, 4)),
-    128: ((64, 128, 8), (128, 128, 8), (64, 128, 4), (64, 64, 4), (32, 128, 8)),
-    1 << 30: ((128, 128, 8), (64, 128, 8), (128, 256, 8), (64, 128, 4), (64, 256, 8), (64, 64, 4)),
-}
+    64: ((64, 64, 4), (64, 128, 8), (32, 128, 4), (32, 64, 4), (64, 128, 4), (64, 64, 8)),
+    128: ((64, 128, 8), (128, 128, 8), (64, 128, 4), (64, 64, 4), (64, 64, 8), (32, 128, 8), (32, 64, 4)),
+    1 << 30: (
+        (128, 128, 8), (64, 128, 8), (128, 256, 8), (64, 128, 4), (64, 256, 8), (64, 64, 4), (64, 64, 8), (32, 128, 8),
+        (32, 64, 4),
+    ),
+}  # fmt: skip
 _LAST = (16, 64, 4)  # where no other fits
-# Sums that a thread may hold, of all and of a group; float32 operands and scales of single codes need room as well.
-_SUMS, _WIDE_SUMS = 128, 32
+# Sums that a thread may hold, of all and of a group. Operands in float32 need room as well, and so do those of a chunk
+# that is multiplied in many products, whose decoding the compiler interleaves.
+_SUMS, _FEW_SUMS, MANY_PRODUCTS = 128, 32, 8
+_LOAD = 16  # bytes
 
 
 def by_unit(arch: Arch) -> int:
@@ -48,19 +53,29 @@ def tiles_for(problem: Problem, arch: Arch) -> tuple[Tile, ...]:
     spec = TensorSpec.parse(problem.weights)
     meta = coded_meta(spec, problem.k, DTYPES[problem.dtype])
     shapes = next(shapes for most, shapes in _SHAPES.items() if problem.m <= most)
-    found = []
+    most = _FEW_SUMS if meta["WIDE"] or meta["CHUNK"] // meta["STEP"] >= MANY_PRODUCTS else _SUMS
+    found: list[tuple[int, int, int, int]] = []
     for m, n, warps in (*shapes, _LAST):
-        sums = m * n // (warps * arch.warp_size) * (2 if meta["MODE"] == "group" else 1)
-        stages = _stages(m, n, problem, arch, meta)
         if (m, n, warps) == _LAST and found:
             break
-        if stages and sums <= (_WIDE_SUMS if meta["WIDE"] else _SUMS) and (warps >= 4 or not arch.tensor_maps):
-            programs = -(-problem.m // m) * -(-problem.n // n)
-            splits = _splits(programs, 2 if m <= 32 else 1, problem, arch)
-            found.append(Tile(m, n, splits, warps, stages))
-            if splits > 1 and len(found) == 1:
-                found += [Tile(m, n, splits // 2, warps, stages), Tile(m, n, splits * 2, warps, stages)]
-    return tuple(dict.fromkeys(found))
+        sums = m * n // (warps * arch.warp_size) * (2 if meta["MODE"] == "group" else 1)
+        stages = _stages(m, n, problem, arch, meta)
+        if stages and (sums <= most or (m, n, warps) == _LAST) and (warps >= 4 or not arch.tensor_maps):
+            found.append((m, n, warps, stages))
+    if not arch.tensor_maps:  # 16 bytes of the weight for each thread, if any tile has them
+        found.sort(key=lambda tile: tile[1] * meta["STEP"] < _LOAD * tile[2] * arch.warp_size)
+    return _with_splits(found, problem, arch)
+
+
+def _with_splits(found: list[tuple[int, int, int, int]], problem: Problem, arch: Arch) -> tuple[Tile, ...]:
+    tiles = []
+    for m, n, warps, stages in found:
+        programs = -(-problem.m // m) * -(-problem.n // n)
+        splits = _splits(programs, 2 if m <= 32 else 1, problem, arch)
+        tiles.append(Tile(m, n, splits, warps, stages))
+        if splits > 1 and len(tiles) == 1:
+            tiles += [Tile(m, n, splits // 2, warps, stages), Tile(m, n, splits * 2, warps, stages)]
+    return tuple(dict.fromkeys(tiles))
 
 
 def _stages(m: int, n: int, problem: Problem, arch: Arch, meta: dict[str, Any]) -> int:
@@ -79,7 +94,8 @@ def _stages(m: int, n: int, problem: Problem, arch: Arch, meta: dict[str, Any]) 
     if m * n * 4 > arch.shared_per_block:  # the result on its way out, when nothing else is there
         return 0
     deepest = 2 if arch.backend == "hip" else 4
-    stages = next((count for count in range(deepest, 1, -1) if count * stage <= room), 0)
+    unused = 0 if arch.compute == 90 else 1  # wgmma reads its operands until the next stage is loaded
+    stages = next((count for count in range(deepest, 1, -1) if (count - unused) * stage <= room), 0)
     return stages or (2 if (m, n) == _LAST[:2] else 0)
 
 
@@ -92,6 +108,12 @@ def _splits(programs: int, each: int, problem: Problem, arch: Arch) -> int:
     while splits < MOST_SPLITS and 2 * splits * LEAST_CHUNKS <= chunks and 2 * splits * programs <= most:
         splits *= 2
     return splits
+
+
+def most_rows(problem: Problem) -> int:
+    """Rows of x that coded_mv takes: 4, or 2 where a chunk is so many parts that a program would grow too long."""
+    meta = coded_meta(TensorSpec.parse(problem.weights), problem.k, DTYPES[problem.dtype])
+    return 2 if meta["CHUNK"] // meta["STEP"] >= MANY_PRODUCTS else 4
 
 
 def strips_for(problem: Problem, arch: Arch) -> tuple[tuple[int, int, int, int], ...]:

@@ -10,6 +10,10 @@ That is shifts, masks and float32 or float16 arithmetic, the same on every GPU a
 kinds (fn and fnuz) decodes alike on sm80 and on gfx942. Only float8_e4m3fn may be left to the target's own instruction.
 """
 
+# Triton reads the jit functions, not Python: a constexpr is a plain value there, and tensors take any index.
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
+
 from __future__ import annotations
 
 from typing import Any
@@ -156,9 +160,10 @@ def widen(
         DOWN: tl.constexpr = (5 if HALF else 8) - EXPONENT
         # The sign goes to the top, copies of it into the exponent's upper bits, where the mask takes them off again.
         signed = (patterns << (32 - BITS - SHIFT)).to(tl.int32, bitcast=True)
-        bits = (signed >> (31 - TOP + DOWN)) & ((1 << TOP) | ((2 ** (BITS - 1) - 1) << (TOP + 1 - BITS - DOWN)))
+        placed = (signed >> (31 - TOP + DOWN)).to(tl.uint32, bitcast=True)
+        bits = placed & ((1 << TOP) | ((2 ** (BITS - 1) - 1) << (TOP + 1 - BITS - DOWN)))
         if HALF:
-            value = bits.to(tl.int16).to(tl.float16, bitcast=True) * (2.0 ** (15 - BIAS))
+            value = bits.to(tl.uint16).to(tl.float16, bitcast=True) * (2.0 ** (15 - BIAS))
         else:
             value = bits.to(tl.float32, bitcast=True) * (2.0 ** (127 - BIAS))
         value = _with_nans(value, patterns, NANS)

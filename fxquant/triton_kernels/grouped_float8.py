@@ -22,7 +22,7 @@ _HALF, _FNUZ = tl.constexpr(HALF), tl.constexpr(FNUZ)
 
 @triton.jit
 def float8_operand(codes, E5M2: tl.constexpr, FLOAT8: tl.constexpr, WORDS: tl.constexpr):
-    """uint8 codes of float8 as an operand of a dot. Times what the launcher multiplies sums with, they are the values.
+    """Codes of float8 (of HALF and FNUZ as uint8) as an operand of a dot; the launcher gives the factor of its sums.
 
     Of HALF, e4m3fn's exponent and mantissa are put into float16's, whose exponent is biased by 8 more.
     """
@@ -62,7 +62,7 @@ def float8_operand(codes, E5M2: tl.constexpr, FLOAT8: tl.constexpr, WORDS: tl.co
         plain = tl.where(codes == 0x80, 0, codes).to(tl.uint8)  # of that kind, -0 is NaN
         operand = plain.to(tl.float8e5b16 if E5M2 else tl.float8e4b8, bitcast=True)
     else:
-        operand = codes.to(tl.float8e5 if E5M2 else tl.float8e4nv, bitcast=True)
+        operand = codes
     return operand
 
 
@@ -112,8 +112,8 @@ def float8_products(
 ):
     """y [M, N], or with SPLIT_K above 1 float32 [SPLIT_K, M, N]: what each program along axis 1 of the grid sums up.
 
-    left_ptr, right_ptr  uint8 codes, strides (stride_left, 1) and (stride_right, 1): x [M, K] and the tiles [N, bytes]
-                         (X_LEFT), or the tiles and x.
+    left_ptr, right_ptr  float8 codes, of HALF and FNUZ as uint8: x [M, K], stride (stride_left, 1), and the tiles
+                         [N, bytes], stride (stride_right, 1), of X_LEFT; else the tiles and x.
     left_scale_ptr, right_scale_ptr  float32 or bfloat16, of each row (strides stride_ls, stride_rs) and granule
                          (stride_lg, stride_rg) of a side that is scaled by granules: LEFT_SCALED, RIGHT_SCALED 'row',
                          or 'one' where all rows of a tile have the same; else 'no'.
@@ -170,8 +170,8 @@ def float8_products(
                 lhs = tl.load(left_ptrs + dot * WIDTH)
                 rhs = tl.load(right_ptrs + dot * WIDTH)
             else:
-                lhs = tl.load(left_ptrs + dot * WIDTH, mask=k[None, :] < K - at - dot * WIDTH, other=0)
-                rhs = tl.load(right_ptrs + dot * WIDTH, mask=k[:, None] < K - at - dot * WIDTH, other=0)
+                lhs = tl.load(left_ptrs + dot * WIDTH, mask=k[None, :] < K - at - dot * WIDTH, other=0.0)
+                rhs = tl.load(right_ptrs + dot * WIDTH, mask=k[:, None] < K - at - dot * WIDTH, other=0.0)
             rhs = float8_operand(rhs, RIGHT_E5M2, FLOAT8, WORDS)
             for inner in tl.static_range(WIDTH // GROUP if WIDTH > GROUP else 1):
                 if dot == 0 or dot * WIDTH % GROUP == 0:
@@ -184,8 +184,9 @@ def float8_products(
                         next_rs = tl.load(r_scale + nth * stride_rg + r_at).to(tl.float32)
                     total = tl.zeros(shape, tl.float32)
                 mine = lhs
-                if WIDTH > GROUP:  # x of the other granules masked
-                    mine = tl.where((k >= inner * GROUP)[None, :] & (k < (inner + 1) * GROUP)[None, :], lhs, 0)
+                if WIDTH > GROUP:  # codes of the other granules masked
+                    here = (k >= inner * GROUP)[None, :] & (k < (inner + 1) * GROUP)[None, :]
+                    mine = tl.where(here, lhs.to(tl.uint8, bitcast=True), 0).to(lhs.dtype, bitcast=True)
                 total = tl.dot(float8_operand(mine, LEFT_E5M2, FLOAT8, WORDS), rhs, acc=total)
                 if (dot + 1) * WIDTH % (GROUP if GROUP < STEP else STEP) == 0 or WIDTH > GROUP:
                     if RIGHT_SCALED == "row":

@@ -128,13 +128,16 @@ def _integers(
 def _float8(
     operands: LinearOperands, spec: TensorSpec, x_spec: TensorSpec, x_scale: Tensor, meta: dict[str, int], group: int
 ) -> Arguments:
-    x = (operands.x if operands.x.stride(-1) == 1 else operands.x.contiguous()).view(torch.uint8)
+    x = operands.x if operands.x.stride(-1) == 1 else operands.x.contiguous()
+    tiles = operands.tiles.view(spec.code_dtype)
+    if meta["FLOAT8"] != NATIVE:
+        x, tiles = x.view(torch.uint8), operands.tiles
     x_left = meta["BLOCK_M"] >= FEWEST_LEFT
     rows = spec.granularity.rows
     scaled_x = "row" if x_spec.granularity.kind == "group" else "no"
     scaled_n = "one" if rows and rows % meta["BLOCK_N"] == 0 else "row"
     x_side = (x, x_scale, x.stride(0), (x_scale.stride(0), 1), x_spec, scaled_x)
-    n_side = (operands.tiles, operands.scale, operands.tiles.stride(0), (1, operands.scale.stride(0)), spec, scaled_n)
+    n_side = (tiles, operands.scale, tiles.stride(0), (1, operands.scale.stride(0)), spec, scaled_n)
     left, right = (x_side, n_side) if x_left else (n_side, x_side)
     constants = {
         "LEFT_E5M2": left[4].format.name == "float8_e5m2",
@@ -208,18 +211,12 @@ def _why_no_float8(spec: TensorSpec, x_spec: TensorSpec) -> str:
     return "" if spec.granularity.size else "one granule a row needs no groups: scaled_mm has it"
 
 
-# BLOCK_M, BLOCK_N, warps by the rows of x that they are for, best guess first.
-_INTEGER_TILES = (
-    (16, ((16, 64, 4), (16, 128, 4), (16, 32, 4))),
-    (32, ((32, 64, 4), (32, 128, 4), (16, 64, 4))),
-    (64, ((64, 64, 4), (32, 128, 4), (64, 128, 8))),
-    (0, ((128, 128, 8), (64, 128, 8), (128, 64, 4), (64, 64, 4))),
-)
-_FLOAT8_TILES = (
+# By the rows of x that they are for: BLOCK_M, BLOCK_N, warps; best guess first.
+_TILES = (
     (16, ((16, 64, 4), (16, 128, 4), (16, 32, 4))),
     (32, ((32, 64, 4), (32, 128, 4), (16, 64, 4))),
     (64, ((64, 64, 4), (64, 128, 8), (32, 128, 4))),
-    (0, ((128, 128, 8), (64, 128, 8), (128, 64, 4), (64, 64, 4))),
+    (0, ((128, 128, 8), (64, 128, 8), (128, 64, 8), (64, 64, 4), (32, 128, 4), (32, 64, 4))),
 )
 
 
@@ -234,8 +231,7 @@ def _candidates(problem: Problem, arch: Arch) -> tuple[KernelConfig, ...]:
         "BIASED": int(arch.name == "sm80"),
         "FLOAT8": NATIVE if arch.float8 and nvidia else FNUZ if arch.float8 else HALF,
     }
-    by_rows = _FLOAT8_TILES if is_float else _INTEGER_TILES
-    tiles = next(tiles for rows, tiles in by_rows if problem.m <= rows or not rows)
+    tiles = next(tiles for rows, tiles in _TILES if problem.m <= rows or not rows)
     found: list[KernelConfig] = []
     for bm, bn, warps in tiles:
         for step in _steps(spec, group, bm):

@@ -1,7 +1,7 @@
 """int_mm and float8_mm: the products of torch's libraries, behind the same operands as the kernels of our own.
 
-torch._int_mm gives int32 sums and torch._scaled_mm, with scales of 1, float32 sums; the kernel that finishes pieces of K
-then scales, adds, and rounds them. That writes and reads every sum once more, 8 bytes, which our own kernels don't.
+torch._int_mm gives int32 sums and torch._scaled_mm, with scales of 1, float32 sums; the kernel that finishes pieces of
+K then scales, adds, and rounds them. That writes and reads every sum once more, 8 bytes, which our own kernels don't.
 Only bfloat16 results of float8 without activation and residual come from torch._scaled_mm alone, scaled by row.
 
 So neither is preferred where nothing is known: a library's time can't be known without the device, that of our kernels

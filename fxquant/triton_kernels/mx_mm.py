@@ -49,15 +49,16 @@ def mx_mm(
     w_ptr,  # [N, w_bytes] as x; contiguous
     w_scale_ptr,  # [N, G] as x_scale; contiguous
     x_whole_ptr,  # [1] float32: the tensor scale of x (NVFP4); or None
-    w_whole_ptr,  # [1] or [N] float32, stride_whole between them: that of the weight; or None
+    w_whole_ptr,  # [1] or [N] float32: that of the weight, or of its rows; or None
     bias_ptr,  # [N] any float; or None
     residual_ptr,  # [M, N] of any float, stride_r between rows; or None
     y_ptr,  # [M, N] float16, bfloat16 or float32; contiguous
-    M, N, K, x_bytes, w_bytes, G, stride_x, stride_whole, stride_r,
+    M, N, K, x_bytes, w_bytes, G, stride_x, stride_r,
     X_FORMAT: tl.constexpr, W_FORMAT: tl.constexpr,  # 'e4m3', 'e5m2' or 'e2m1'
     X_PACK: tl.constexpr, W_PACK: tl.constexpr,  # codes of a byte
     BLOCK: tl.constexpr, E4M3_SCALES: tl.constexpr,  # codes under one scale, and its kind
-    HAS_WHOLE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
+    WHOLES: tl.constexpr,  # tensor scales: 0 none, 1 one of each side, 2 one for each row of the weight
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
     EVEN_K: tl.constexpr,  # K is a multiple of BLOCK_K
     TURNED: tl.constexpr,  # the weight stands left
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
@@ -83,9 +84,10 @@ def mx_mm(
             y = tl.dot_scaled(x, xs, X_FORMAT, w.T, ws, W_FORMAT, y)
     if TURNED:
         y = y.T
-    if HAS_WHOLE:
-        whole = tl.load(w_whole_ptr + cols * stride_whole, mask=cols < N, other=0.0)
-        y *= (whole * tl.load(x_whole_ptr))[None, :]
+    if WHOLES == 1:
+        y *= tl.load(x_whole_ptr) * tl.load(w_whole_ptr)
+    elif WHOLES == 2:
+        y *= (tl.load(x_whole_ptr) * tl.load(w_whole_ptr + cols, mask=cols < N, other=0.0))[None, :]
     y = finish(y, bias_ptr, residual_ptr, rows, cols, M, N, stride_r, HAS_BIAS, HAS_RESIDUAL, ACTIVATION)
     inside = (rows < M)[:, None] & (cols < N)[None, :]
     tl.store(y_ptr + rows.to(tl.int64)[:, None] * N + cols[None, :], y.to(y_ptr.dtype.element_ty), mask=inside)
@@ -111,13 +113,14 @@ def run(operands: LinearOperands, config: KernelConfig) -> Tensor:
         x.view(torch.uint8), x_scale.view(torch.uint8), tiles, scale.view(torch.uint8),
         operands.x_tensor_scale, whole, operands.bias, residual, y,
         m, n, k, x.shape[1], tiles.shape[1], scale.shape[1], x.stride(0),
-        1 if whole is not None and whole.numel() > 1 else 0, 0 if residual is None else residual.stride(0),
+        0 if residual is None else residual.stride(0),
         X_FORMAT=_FORMATS[x_spec.format.name], W_FORMAT=_FORMATS[spec.format.name],
         X_PACK=_pack(x_spec.format), W_PACK=_pack(spec.format), BLOCK=spec.granularity.size,
         E4M3_SCALES=spec.scale == "e4m3",
-        HAS_WHOLE=whole is not None, **epilogue_meta(operands.bias, residual, operands.activation),
+        WHOLES=0 if whole is None else 1 if whole.shape[0] == 1 else 2,
+        **epilogue_meta(operands.bias, residual, operands.activation),
         EVEN_K=k % config["BLOCK_K"] == 0, TURNED=block_m < LEAST_LEFT,
-        **{name: value for name, value in config.values},
+        **config.meta,
     )  # fmt: skip
     return y
 

@@ -292,7 +292,8 @@ def _candidates(problem: Problem, arch: Arch) -> tuple[KernelConfig, ...]:
     full = min(max(width, size), MOST_IN_REGISTERS)
     whole = reach == "tensor" or spec.has_tensor_scale
     made: dict[KernelConfig, None] = {}
-    for block_k, tile in ((full, 2048), (full, 8192), (max(full // 2, size), 2048), (full, 1024), (full, 4096)):
+    halved = () if whole else ((max(full // 2, size), 2048),)
+    for block_k, tile in ((full, 2048), (full, 8192), *halved, (full, 1024), (full, 4096)):
         block_m = max(1, tile // block_k)
         for values in (16, 32, 8) if tile == 2048 else (16,):
             warps = block_m * block_k // (values * arch.warp_size)

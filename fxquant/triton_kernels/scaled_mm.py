@@ -27,7 +27,7 @@ from fxquant.triton_kernels.scaled_products import (
 from fxquant.triton_kernels.scaled_tiles import tiles_for
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])  # one kernel for any number of rows
 def _scaled_mm(
     x_ptr,
     w_ptr,

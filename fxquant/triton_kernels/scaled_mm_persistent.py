@@ -28,9 +28,10 @@ from fxquant.triton_kernels.scaled_products import (
 from fxquant.triton_kernels.scaled_tiles import PersistentTile, persistent_tiles_for
 
 ALIGNED = 16  # bytes, of a row that a descriptor reads
+AS_IT_IS = tl.constexpr("")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])  # one kernel for any number of rows
 def _scaled_mm_persistent(
     x_desc,
     w_desc,
@@ -58,14 +59,19 @@ def _scaled_mm_persistent(
     """x_desc: tiles [BLOCK_M, BLOCK_K] of codes [M, K]; w_desc: tiles [BLOCK_N, BLOCK_K] of codes [N, row of tiles],
     both 0 outside; int8 or float8. The rest as in `store_scaled`."""
     tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
-    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), warp_specialize=SPECIALIZE):
+    for tile in tl.range(  # pyright: ignore[reportGeneralTypeIssues]
+        tl.program_id(0),
+        tiles,
+        tl.num_programs(0),
+        warp_specialize=SPECIALIZE,  # pyright: ignore[reportArgumentType]
+    ):
         tile_m, tile_n = tile_of(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
         row, col = tile_m * BLOCK_M, tile_n * BLOCK_N
         acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32 if INTEGER else tl.float32)
         for k in range(0, K, BLOCK_K):
             x = x_desc.load([row, k])
             w = w_desc.load([col, k])
-            acc = add_products(acc, x, w, "", "")
+            acc = add_products(acc, x, w, AS_IT_IS, AS_IT_IS)
         store_scaled_halves(
             acc, out_ptr, x_scale_ptr, scale_ptr, bias_ptr, residual_ptr, row, col, M, N, stride_xs, stride_rm, HALVES,
             HAS_BIAS, HAS_RESIDUAL, ACTIVATION,

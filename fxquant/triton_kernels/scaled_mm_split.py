@@ -35,7 +35,7 @@ MOST_ROWS = 256
 _SUM_M, _SUM_N = 4, 128  # the tile of a program that adds up
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])  # one kernel for any number of rows
 def _sums_over_pieces(
     x_ptr,
     w_ptr,
@@ -63,11 +63,12 @@ def _sums_over_pieces(
         BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, EVEN_W, X_DECODE, W_DECODE,
     )  # fmt: skip
     rows, cols = row + tl.arange(0, BLOCK_M), col + tl.arange(0, BLOCK_N)
-    to = sums_ptr + (at * M + rows).to(tl.int64)[:, None] * N + cols[None, :]
-    tl.store(to, acc, mask=(rows < M)[:, None] & (cols < N)[None, :])
+    sums_ptr += tl.cast(at, tl.int64) * M * N
+    inside = (rows < M)[:, None] & (cols < N)[None, :]
+    tl.store(sums_ptr + rows.to(tl.int64)[:, None] * N + cols[None, :], acc, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])  # one kernel for any number of rows
 def _finish_sums(
     sums_ptr,
     out_ptr,
@@ -92,7 +93,7 @@ def _finish_sums(
     inside = (rows < M)[:, None] & (cols < N)[None, :]
     at = sums_ptr + rows.to(tl.int64)[:, None] * N + cols[None, :]
     acc = tl.load(at, mask=inside, other=0)
-    for piece in tl.static_range(1, PIECES):
+    for piece in tl.static_range(1, PIECES):  # pyright: ignore[reportGeneralTypeIssues]
         acc += tl.load(at + tl.cast(M, tl.int64) * N * piece, mask=inside, other=0)
     store_scaled(
         acc, out_ptr, x_scale_ptr, scale_ptr, bias_ptr, residual_ptr, rows, cols, M, N, stride_xs, stride_rm,

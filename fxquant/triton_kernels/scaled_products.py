@@ -26,6 +26,10 @@ _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 AS_THEY_ARE, AS_FLOAT16, BY_SHIFTS = 0, 1, 2
 
 
+# Activations may hold NaN codes, weights don't.
+_OF_X, _OF_WEIGHT = tl.constexpr(True), tl.constexpr(False)
+
+
 @triton.jit
 def sums_of_products(
     x_ptr,
@@ -63,14 +67,8 @@ def sums_of_products(
     INTEGER: tl.constexpr = x_ptr.dtype.element_ty == tl.int8
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32 if INTEGER else tl.float32)
     for k in range(k_begin, k_end, BLOCK_K):
-        if EVEN_K:
-            x = tl.load(x_ptr + x_at)
-        else:
-            x = tl.load(x_ptr + x_at, mask=ks[None, :] < K - k, other=0.0)
-        if EVEN_W:
-            w = tl.load(w_ptr + w_at)
-        else:
-            w = tl.load(w_ptr + w_at, mask=ks[None, :] < stride_wn - k, other=0.0)
+        x = tl.load(x_ptr + x_at) if EVEN_K else tl.load(x_ptr + x_at, mask=ks[None, :] < K - k, other=0.0)
+        w = tl.load(w_ptr + w_at) if EVEN_W else tl.load(w_ptr + w_at, mask=ks[None, :] < stride_wn - k, other=0.0)
         acc = add_products(acc, x, w, X_DECODE, W_DECODE)
         x_ptr += BLOCK_K
         w_ptr += BLOCK_K
@@ -83,10 +81,9 @@ def add_products(acc, x, w, X_DECODE: tl.constexpr, W_DECODE: tl.constexpr):
     if acc.dtype == tl.int32:
         acc = tl.dot(x, w.T, acc, out_dtype=tl.int32)
     elif X_DECODE != "":
-        acc = tl.dot(half_of(x, X_DECODE, True), half_of(w, W_DECODE, False).T, acc)
+        acc = tl.dot(half_of(x, X_DECODE, _OF_X), half_of(w, W_DECODE, _OF_WEIGHT).T, acc)
     else:
-        BETWEEN_ADDITIONS: tl.constexpr = 128 if x.shape[1] > 128 else x.shape[1]
-        acc = tl.dot(x, w.T, acc, max_num_imprecise_acc=BETWEEN_ADDITIONS)
+        acc = tl.dot(x, w.T, acc, max_num_imprecise_acc=128 if x.shape[1] > 128 else x.shape[1])
     return acc
 
 

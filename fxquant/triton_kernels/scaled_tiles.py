@@ -91,7 +91,7 @@ _PERSISTENT: dict[str, tuple[PersistentTile, ...]] = {
     ),
 }
 _MOST = 8
-_PIECES = (2, 3, 4, 6, 8, 12, 16)
+PIECES = (2, 3, 4, 6, 8, 12, 16)
 _START, _SECOND_KERNEL = 1.0e-6, 1.5e-6  # seconds, of the guess: until a program has its first loads; one kernel more
 
 
@@ -107,7 +107,7 @@ def splits_for(problem: Problem, arch: Arch) -> tuple[tuple[Tile, int], ...]:
     times = {
         (tile, pieces): guessed_time(tile, pieces, problem, arch)
         for tile in tiles
-        for pieces in _PIECES
+        for pieces in PIECES
         if pieces * tile.k * 2 <= problem.k
     }
     return tuple(split for split in sorted(times, key=lambda split: times[split]) if times[split] < whole)[:_MOST]

@@ -8,19 +8,25 @@ loads. Triton's index in the folder holds whole paths: `at` says where the folde
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton import knobs
 from triton.runtime.cache import FileCacheManager, _base32
 
+from fxquant.errors import InvalidOption
 from fxquant.target import Arch, KernelConfig, Plan, Problem
-from fxquant.triton_kernels import KERNELS
-from fxquant.tuning.compiling import launches_of, specialized
+from fxquant.triton_kernels import KERNELS, Operands
+from fxquant.triton_kernels.epilogue import ACTIVATIONS
+from fxquant.triton_kernels.operands import LinearOperands
+from fxquant.tuning.compiling import empty_operands, launches_of, specialized
 from fxquant.tuning.device import version
 from fxquant.tuning.lookup import lookup
 
@@ -35,6 +41,28 @@ class Wanted:
 
     problem: Problem
     config: KernelConfig
+
+
+# What follows a linear's product: words joined by '+', of 'bias', 'residual' and the name of an activation function.
+EPILOGUES = ("", "bias")
+_WORDS = ("bias", "residual", *filter(None, ACTIVATIONS))
+
+
+def operands_of(problem: Problem, epilogue: str) -> Operands:
+    """Empty operands of a problem; of a linear with that epilogue. Raises `InvalidOption` for an unknown word."""
+    operands = empty_operands(problem)
+    if not isinstance(operands, LinearOperands):
+        return operands
+    words = {word for word in epilogue.split("+") if word}
+    if unknown := words - {*_WORDS}:
+        raise InvalidOption("epilogue", epilogue, f"{min(unknown)!r} is none of {', '.join(_WORDS)}, joined by '+'")
+    residual = torch.empty(problem.m, problem.n, dtype=operands.dtype, device="meta")
+    return dataclasses.replace(
+        operands,
+        bias=operands.bias if "bias" in words else None,
+        residual=residual if "residual" in words else None,
+        activation=next((word for word in ACTIVATIONS if word in words), ""),
+    )
 
 
 def wanted_of(problem: Problem, plan: Plan) -> list[Wanted]:
@@ -59,23 +87,30 @@ def _examples(above: int, limit: int) -> list[int]:
 
 
 def compile_ahead(
-    problems: Sequence[Problem], arch: Arch, folder: Path, at: Path | None = None, plans: Sequence[Plan] | None = None
+    problems: Sequence[Problem],
+    arch: Arch,
+    folder: Path,
+    at: Path | None = None,
+    *,
+    epilogues: Sequence[str] = EPILOGUES,
+    plans: Sequence[Plan] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Compile what the problems' plans launch into a folder, yielding a manifest entry for each kernel made.
 
-    `plans`: one a problem; looked up if they are not given. The manifest is written when the iterator ends. Triton's
-    errors pass.
+    Linears are compiled with each of the `epilogues`. `plans`: one a problem; looked up if they are not given. The
+    manifest is written when the iterator ends. Raises `InvalidOption` for an unknown epilogue; Triton's errors pass.
     """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     entries: dict[str, dict[str, Any]] = {}
     for number, problem in enumerate(problems):
         plan = plans[number] if plans is not None else lookup(problem, arch.name)
-        for wanted in wanted_of(problem, plan):
-            for launch in launches_of(wanted.problem, wanted.config):
+        of_problem = epilogues if problem.op == "linear" else ("",)
+        for wanted, epilogue in itertools.product(wanted_of(problem, plan), of_problem):
+            for launch in launches_of(wanted.problem, wanted.config, operands_of(wanted.problem, epilogue)):
                 special = specialized(launch, arch)
                 if special.key not in entries:
-                    entries[special.key] = _compiled(special, wanted, folder)
+                    entries[special.key] = {**_compiled(special, wanted, folder), "epilogue": epilogue}
                     yield entries[special.key]
     target = at or folder
     _move_index(folder, target)

@@ -66,10 +66,10 @@ def compile_launch(launch: Launch, arch: Arch) -> Any:
     return specialized(launch, arch).compiled()
 
 
-def launches_of(problem: Problem, config: KernelConfig) -> list[Launch]:
-    """What the kernel's launcher would start for that problem."""
+def launches_of(problem: Problem, config: KernelConfig, operands: Operands | None = None) -> list[Launch]:
+    """What the kernel's launcher would start for that problem, with `empty_operands` if no others are given."""
     with recorded() as launches:
-        KERNELS[config.kernel].run(empty_operands(problem), config)
+        KERNELS[config.kernel].run(operands or empty_operands(problem), config)
     return launches
 
 

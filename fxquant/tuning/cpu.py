@@ -91,8 +91,10 @@ def cpu_problem(name: str, arguments: dict[str, Any], m: int) -> Problem | None:
 
 def _floats(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
     """x [m, k], weight [n, k], bias [n], the same for every configuration."""
-    generator = torch.Generator().manual_seed(0)
-    x, weight, bias = (torch.randn(*shape, generator=generator) for shape in _shapes(problem))
+    generator = torch.Generator("cpu").manual_seed(0)
+    x, weight, bias = (
+        torch.randn(*shape, generator=generator, device="cpu", dtype=torch.float32) for shape in _shapes(problem)
+    )
     dtype = _DTYPES[problem.dtype]
     return x.to(dtype), weight, bias.to(dtype)
 

@@ -34,16 +34,18 @@ def prepared(problem: Problem, device: torch.device) -> tuple[Operands, Check]:
 
     The right answers are made on the CPU, by the ops' references.
     """
-    match problem.op:
-        case "linear":
-            linear = linear_operands(problem, device)
-            return linear, _check_linear(linear)
-        case "quantize":
-            quantizing = _quantize_operands(problem, device)
-            return quantizing, _check_quantize(quantizing)
-        case "embedding":
-            table = _embedding_operands(problem, device)
-            return table, _check_embedding(table)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # a compiled model's seed stays
+        torch.manual_seed(0)
+        match problem.op:
+            case "linear":
+                linear = linear_operands(problem, device)
+                return linear, _check_linear(linear)
+            case "quantize":
+                quantizing = _quantize_operands(problem, device)
+                return quantizing, _check_quantize(quantizing)
+            case "embedding":
+                table = _embedding_operands(problem, device)
+                return table, _check_embedding(table)
 
 
 def _check_linear(operands: LinearOperands) -> Check:
@@ -63,7 +65,6 @@ def _cut(scale: Tensor | None, rows: Tensor) -> Tensor | None:
 
 
 def _quantize_operands(problem: Problem, device: torch.device) -> QuantizeOperands:
-    torch.manual_seed(0)
     x = torch.randn(problem.m, problem.k, device=device).to(DTYPES[problem.dtype])
     weight = torch.rand(problem.k, device=device).to(x.dtype) if problem.extra else None
     return QuantizeOperands(x, problem.activations, norm=problem.extra, norm_weight=weight, eps=1e-6)
@@ -87,7 +88,6 @@ def _check_quantize(operands: QuantizeOperands) -> Check:
 
 
 def _embedding_operands(problem: Problem, device: torch.device) -> EmbeddingOperands:
-    torch.manual_seed(0)
     spec, n = TensorSpec.parse(problem.weights), min(problem.n, _MOST_ROWS)
     codes, scale, zero_point, tensor_scale = quantize(torch.randn(n, problem.k, device=device), spec)
     return EmbeddingOperands(

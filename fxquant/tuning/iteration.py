@@ -10,8 +10,8 @@ from fxquant.target import Arch
 from fxquant.tuning.facts.record import HotLoop, LaunchFacts
 from fxquant.tuning.tiling import Tiling
 
-# Bytes of a thread in one instruction on shared memory: the widest, which compilers use where layouts allow.
-SHARED_WIDTH = 16
+# Bytes of a thread in one ldmatrix; and in other accesses to shared memory, whose widths of 1 to 16 are not counted.
+MATRIX_WIDTH, SHARED_WIDTH = 16, 8
 _GROUP_WIDE = re.compile(r"[IHQB]GMMA\.(\d+)x(\d+)x(\d+)")
 _BLOCK_WIDE = "UTC"
 _OPERAND_BYTES = 32  # of one row of an operand in a matrix instruction, whatever its format
@@ -89,17 +89,23 @@ def _operand_bytes(loop: HotLoop, warps: int) -> float:
 def _shared_bytes(loop: HotLoop, tiling: Tiling, facts: LaunchFacts, arch: Arch, unrolled: float) -> float:
     """Bytes of a block in and out of shared memory, without what matrix instructions read of it themselves."""
     threads = facts.warps * arch.warp_size
-    moved = (loop.matrix_loads + loop.shared_loads + loop.shared_stores) * SHARED_WIDTH * threads
+    plain = (loop.shared_loads + loop.shared_stores) * SHARED_WIDTH
+    moved = (loop.matrix_loads * MATRIX_WIDTH + plain) * threads
     copied = sum(width * count for width, count in loop.async_copies.items()) * threads
-    return (moved + copied) / unrolled + (tiling.loaded if loop.bulk_copies else 0.0)
+    return (moved + copied) / unrolled + (tiling.loaded if _bulk(facts) else 0.0)
 
 
 def _under_way(facts: LaunchFacts, tiling: Tiling, threads: int) -> float:
     """Copies to shared memory fill all stages but the one in use; loads to registers are those of one iteration."""
     loop = facts.loop
-    if loop.async_copies or loop.bulk_copies:
+    if loop.async_copies or _bulk(facts):
         return max(float(facts.shared), tiling.loaded)
     return max(tiling.loaded * tiling.ahead, sum(loop.read_bytes.values()) * threads)
+
+
+def _bulk(facts: LaunchFacts) -> bool:
+    """Tiles are loaded by descriptor, in the loop or by other warps."""
+    return bool(facts.loop.bulk_copies or facts.bulk_copies)
 
 
 def _unrolled(loop: HotLoop, tiling: Tiling, threads: int) -> float:

@@ -46,7 +46,8 @@ class CpuBench:
     def case(self, problem: Problem) -> Case:
         kernel = cpu_kernel_for(problem)
         assert kernel is not None, f"no CPU kernel takes {problem}"
-        return CpuCase(kernel, problem)
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):  # of the model that is being compiled
+            return CpuCase(kernel, problem)
 
 
 class CpuCase:
@@ -103,7 +104,8 @@ class GpuBench:
         self._flush = torch.empty(2 * cache, dtype=torch.uint8, device=self._device)
 
     def case(self, problem: Problem) -> Case:
-        return GpuCase(problem, self._device, self._flush)
+        with torch.no_grad(), torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            return GpuCase(problem, self._device, self._flush)
 
 
 class GpuCase:

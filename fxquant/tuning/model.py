@@ -11,10 +11,10 @@ matrix        operations of the blocks on one processor, at the unit's rate ther
 instructions  all that its warps start, at `Arch.issued` a cycle; arithmetic at `Arch.lanes`.
 shared memory what is copied into it and read out of it, at `Arch.shared_rate`.
 cache         bytes between cache and processor, at `Arch.cache_rate` and the board's `cache_bandwidth`.
-latency       a block's own way through an iteration (`Arch.round_trip` more than its longest resource), and the bytes
-              that its loads under way can bring at most: so many each `Board.latency`.
+latency       what its loads under way can bring at most: so many bytes each `Board.latency`.
 memory        bytes that no earlier block has left in the cache, at the bandwidth that is attained.
 
+A block that is alone on its processor takes `Arch.round_trip` more than its longest resource in each iteration.
 Before the first wave there is the launch and a first load, after the last one the result is written; between waves of
 several blocks a processor these are hidden behind the others. Launches that sum up split products are such kernels too.
 """
@@ -33,6 +33,7 @@ from fxquant.tuning.tiling import Tiling, tiling_of
 from fxquant.tuning.traffic import memory_bytes
 from fxquant.tuning.work import Roofline, roofline_of, work_of
 
+COMPUTING = ("matrix", "instructions", "shared memory")  # resources that masked rows and columns take as well
 EPILOGUE_INSTRUCTIONS = 12  # of a thread for each result: scales, conversion, address, bounds
 
 
@@ -89,8 +90,9 @@ def modelled_time(problem: Problem, config: KernelConfig, arch: Arch, facts: Fac
     kernel = loop + fixed
     gaps = arch.board.launch * len(facts.launches)
     waves = tiling.blocks / (arch.board.processors * occupancy)
-    even = loop * min(1.0, waves / math.ceil(waves)) if waves else 0.0
-    useful = even * tiling.useful
+    # Idle processors take nothing from the others' bandwidth.
+    even = loop if bound_by == "memory" else loop * waves / max(math.ceil(waves), 1)
+    useful = even * (tiling.useful if bound_by in COMPUTING else 1.0)
     lost = {"launch": gaps + fixed, "waves": loop - even, "tiles": even - useful, "mix": useful - roofline.attainable}
     seconds = max(gaps + kernel, roofline.attainable)
     return Modelled(seconds, max(kernel, roofline.attainable), bound_by, roofline, waves, occupancy, lost)
@@ -120,7 +122,7 @@ class _Running:
             bound_by = longest if i == 0 else bound_by
             total += times[longest] * count
         between = max(math.ceil(self.tiling.blocks / held) - 1, 0)
-        filled = 0.0 if self.tiling.flat else self.arch.board.latency
+        filled = 0.0 if self.tiling.specialized else self.arch.board.latency
         return total + between * (filled + self.store()) / self.occupancy, bound_by
 
     def wave(self, blocks: int) -> dict[str, float]:
@@ -128,24 +130,22 @@ class _Running:
         board, arch = self.arch.board, self.arch
         on_one = -(-blocks // board.processors)
         busy = min(blocks, board.processors)
-        it = self.iteration
-        clock = board.clock * 1e9
-        cycles = {name: spent * on_one for name, spent in it.cycles.items()}
-        longest = max(it.cycles.values())
-        cycles["latency"] = max(longest + arch.round_trip, _cycles_to_load(it, board.latency * clock))
-        times = {name: spent * self.tiling.iterations / clock for name, spent in cycles.items()}
+        it = iteration_of(self.facts, self.tiling, arch)
         # Power limits a whole board that multiplies, not a few processors of it.
-        times["matrix"] /= kept_operations(self.facts, arch) if busy == board.processors else 1.0
+        kept = kept_operations(self.facts, arch) if busy == board.processors else 1.0
+        alone = {name: spent / (kept if name == "matrix" else 1.0) for name, spent in it.cycles.items()}
+        cycles = {name: spent * on_one for name, spent in alone.items()}
+        slowest = max(alone, key=lambda name: alone[name])
+        cycles[slowest] = max(cycles[slowest], alone[slowest] + arch.round_trip)
+        clock = board.clock * 1e9
+        cycles["latency"] = _cycles_to_load(it, board.latency * clock)
+        times = {name: spent * self.tiling.iterations / clock for name, spent in cycles.items()}
         cached = it.loaded * self.tiling.iterations * blocks / board.cache_bandwidth
         times["cache"] = max(times["cache"], cached)
         moved = memory_bytes(self.problem, self.tiling, board.cache, held=board.processors * self.occupancy)
         share = blocks / self.tiling.blocks
         times["memory"] = moved * share / (board.bandwidth * board.attainable)
         return times
-
-    @property
-    def iteration(self) -> Iteration:
-        return iteration_of(self.facts, self.tiling, self.arch)
 
     def store(self) -> float:
         """Seconds from a block's last product to its results in memory, alone on its processor."""

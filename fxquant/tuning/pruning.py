@@ -5,6 +5,7 @@ Nothing here needs a GPU: facts come from machine code, times from a model. Both
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -61,18 +62,41 @@ def ranked(
 ) -> tuple[list[Ranked], list[Dropped]]:
     """The candidates that may run, fastest by the model first, and those that are out.
 
-    If all are out, the first, the heuristic's, stays: it runs, if slowly.
+    If all are out, the first that compiles stays: it runs, if slowly. Raises what the compiler raised if none does.
     """
     kept: list[Ranked] = []
     dropped: list[Dropped] = []
+    spare: tuple[KernelConfig, Any] | None = None
+    failed: Exception | None = None
     for config in candidates:
-        facts = facts_of(problem, config, arch)
+        try:
+            facts = facts_of(alike(problem), config, arch)
+        except Exception as error:
+            failed = failed or error
+            dropped.append(Dropped(config, f"it does not compile: {type(error).__name__}: {error}".partition("\n")[0]))
+            continue
         if why := why_drop(facts, arch):
+            spare = spare or (config, facts)
             dropped.append(Dropped(config, why))
         else:
             kept.append(Ranked(config, seconds_of(problem, config, arch, facts)))
-    if not kept and candidates:
-        first = candidates[0]
-        kept = [Ranked(first, seconds_of(problem, first, arch, facts_of(problem, first, arch)))]
-        dropped = [out for out in dropped if out.config != first]
+    if not kept and spare is not None:
+        config, facts = spare
+        kept = [Ranked(config, seconds_of(problem, config, arch, facts))]
+        dropped = [out for out in dropped if out.config != config]
+    if not kept and failed is not None:
+        raise failed
     return sorted(kept, key=lambda one: one.seconds), dropped
+
+
+def alike(problem: Problem) -> Problem:
+    """A problem that compiles to the same code, the same one for many sizes: compiling takes a second.
+
+    Code depends on a large size only by what divides it: a tile, 16 bytes, 2; these are powers of two.
+    """
+    m = problem.m if problem.m < _LARGE else _LARGE
+    n, k = (size if size < _LARGE else _LARGE + min(size & -size, _LARGE) % _LARGE for size in (problem.n, problem.k))
+    return dataclasses.replace(problem, m=m, n=n, k=k)
+
+
+_LARGE = 4096  # no tile is longer

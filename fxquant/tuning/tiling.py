@@ -20,8 +20,8 @@ class Tiling:
     x_line, w_line  bytes of one row of x, and of the weight, in one column of K, scales among them; may be fractions.
     result_bytes  of one result that a block writes. useful: the share of all blocks' results that the problem wants.
     ahead       iterations whose loads to registers are started before they are needed.
-    programs    of a launch whose programs make one block after another: how many there are; else 0. flat: they start
-                the next block's loads before the last one's results are written.
+    programs    of a launch whose programs make one block after another: how many there are; else 0. specialized: other
+                warps of them load the next block while the last one's results are written.
     """
 
     block_m: int
@@ -38,7 +38,7 @@ class Tiling:
     useful: float
     ahead: int = 1
     programs: int = 0
-    flat: bool = False
+    specialized: bool = False
 
     @property
     def blocks(self) -> int:
@@ -52,7 +52,7 @@ class Tiling:
 
 def tiling_of(problem: Problem, config: KernelConfig) -> Tiling:
     """The tiling of a configuration, by those of its fields that are named BLOCK_M, BLOCK_N, BLOCK_K, SPLIT_K, GROUP_M,
-    AHEAD, NUM_PROGRAMS and FLATTEN.
+    AHEAD, NUM_PROGRAMS and SPECIALIZE.
 
     Of a kernel without BLOCK_M one block has all rows; without BLOCK_K an iteration takes a chunk of the weight's
     tiles (`fxquant.numerics.tiles`).
@@ -80,7 +80,7 @@ def tiling_of(problem: Problem, config: KernelConfig) -> Tiling:
         useful=m * problem.n / (along_m * block_m * along_n * block_n),
         ahead=meta.get("AHEAD", 1),
         programs=meta.get("NUM_PROGRAMS", 0),
-        flat=bool(meta.get("FLATTEN", 0)),
+        specialized=bool(meta.get("SPECIALIZE", 0)),
     )
 
 

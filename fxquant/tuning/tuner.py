@@ -83,6 +83,7 @@ class Tuner:
             outcome = self._known(problem, effort) or self._tuned(problem, effort)
             if not outcome.known:
                 self._remember(outcome.entry)
+                logger.info("tuned %s: %s, %.2f x the heuristic", problem, outcome.entry.config, outcome.entry.gain)
             outcomes.append(outcome)
             watch(Progress(done + 1, len(wanted), problem, outcome))
         return outcomes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +12,12 @@ from fxquant.target import Board, Problem, Work
 BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
+@functools.lru_cache(maxsize=256)
+def _spec(text: str) -> TensorSpec:
+    return TensorSpec.parse(text)
+
+
+@functools.lru_cache(maxsize=4096)
 def work_of(problem: Problem) -> Work:
     """Operations and bytes of a problem, each byte read or written once.
 
@@ -24,18 +31,18 @@ def work_of(problem: Problem) -> Work:
             bias = n * BYTES_OF[problem.dtype]
             return Work(2 * m * n * k, unit_of(problem), x_bytes(problem) + weight_bytes(problem) + bias + result)
         case "quantize":
-            made = TensorSpec.parse(problem.activations).nbytes((problem.m, problem.k))
+            made = _spec(problem.activations).nbytes((problem.m, problem.k))
             norm = problem.k * BYTES_OF[problem.dtype] * (1 + (problem.extra == "layernorm")) if problem.extra else 0
             return Work(0, "float32", problem.m * problem.k * BYTES_OF[problem.dtype] + made + norm)
         case "embedding":
-            rows = TensorSpec.parse(problem.weights).nbytes((problem.m, problem.k))
+            rows = _spec(problem.weights).nbytes((problem.m, problem.k))
             return Work(0, "float32", 8 * problem.m + rows + problem.m * problem.k * BYTES_OF[problem.dtype])
 
 
 def x_bytes(problem: Problem) -> int:
     """Bytes of x [m, k] as a linear's kernel reads it: codes and scales, or floats."""
     if problem.activations:
-        return TensorSpec.parse(problem.activations).nbytes((problem.m, problem.k)) if problem.m else 0
+        return _spec(problem.activations).nbytes((problem.m, problem.k)) if problem.m else 0
     return problem.m * problem.k * BYTES_OF[problem.dtype]
 
 
@@ -43,14 +50,14 @@ def weight_bytes(problem: Problem) -> int:
     """Bytes of the weight [n, k]: packed codes, scales, zero points; or floats, of a problem without `weights`."""
     if not problem.weights:
         return problem.n * problem.k * BYTES_OF[problem.dtype]
-    return TensorSpec.parse(problem.weights).nbytes((problem.n, problem.k))
+    return _spec(problem.weights).nbytes((problem.n, problem.k))
 
 
 def unit_of(problem: Problem) -> str:
     """What multiplies: the narrowest unit that both sides fit, that of the float side if one is not quantized."""
     if not problem.activations:
         return "float32" if problem.dtype == "float32" else "float16"
-    x, weight = (TensorSpec.parse(text).format for text in (problem.activations, problem.weights))
+    x, weight = (_spec(text).format for text in (problem.activations, problem.weights))
     if x.kind == weight.kind == "int":
         return "int8"
     if x.kind == weight.kind == "float":

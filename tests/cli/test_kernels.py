@@ -31,7 +31,7 @@ def test_list_shows_every_kernel() -> None:
 def test_inspect_shows_facts_and_time(target: str) -> None:
     result = fxquant("kernels", "inspect", "quantize_rows", "--target", target, "--problem", QUANTIZE)
     assert result.exit_code == 0, result.output
-    for word in ("registers", "spills", "shared", "modelled, not measured", "µs", "hot loop", "load of 16 bytes"):
+    for word in ("registers", "spills", "shared", "modelled, not measured", "µs", "hot loop", "load of 16 B"):
         assert word in result.output
 
 

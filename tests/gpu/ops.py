@@ -49,8 +49,8 @@ def _tiled(spec: str) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
 
 def _stored(spec: str) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """A table, or a weight, in rows of bits."""
-    codes, *granules = _weight(spec)
-    return reference.pack_rows(codes, spec), *granules
+    codes, scale, zero, whole = _weight(spec)
+    return reference.pack_rows(codes, spec), scale, zero, whole
 
 
 def _int8() -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ COMMAND = "python -m tests.kernels_compile.regenerate"
 # All but those whose product is torch's: such kernels have nothing to configure.
 OURS = [kernel.name for kernel in KERNELS.values() if kernel.fields]
 # Besides a kernel's first problem: activations that take another matrix instruction.
-MORE = dict.fromkeys(("scaled_mm", "scaled_mm_persistent"), ("float8_e4m3fn/token",))
+MORE: dict[str, tuple[str, ...]] = dict.fromkeys(("scaled_mm", "scaled_mm_persistent"), ("float8_e4m3fn/token",))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import triton
 
-from fxquant.target import ARCHS, Arch
+from fxquant.numerics.tiles import scaled_by_blocks
+from fxquant.spec import TensorSpec
+from fxquant.target import ARCHS, Arch, Problem
 from fxquant.triton_kernels import KERNELS, kernels_for
 from fxquant.tuning.facts import Facts, facts_of
 from fxquant.tuning.representative import representative, representative_of
@@ -14,6 +16,11 @@ from tests.kernels_compile.checks import complaints, differences
 
 ROWS = list(table.rows())
 RENEW = f"If the change is meant: {table.COMMAND}; review facts.json as a diff."
+
+
+def by_blocks(problem: Problem) -> bool:
+    sides = [TensorSpec.parse(text) if text else None for text in (problem.weights, problem.activations)]
+    return sides[0] is not None and scaled_by_blocks(sides[0], sides[1])
 
 
 def test_the_table_is_of_the_installed_triton() -> None:
@@ -33,7 +40,10 @@ def test_every_kernel_has_rows() -> None:
 
 @pytest.mark.parametrize("arch", ARCHS.values(), ids=str)
 def test_every_representative_problem_has_a_kernel(arch: Arch) -> None:
-    assert [str(problem) for problem in representative() if not kernels_for(problem, arch)] == []
+    without = [problem for problem in representative() if not kernels_for(problem, arch)]
+    if not arch.scaled_dot:  # codes scaled by blocks on both sides: the reference runs them there
+        without = [problem for problem in without if not by_blocks(problem)]
+    assert not without, "\n".join(map(str, without))
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.key)
@@ -51,8 +61,8 @@ def test_a_kernel_is_what_the_table_says(row: table.Row) -> None:
 @pytest.mark.parametrize("kernel", table.OURS)
 def test_what_a_kernel_chooses_for_every_representative_problem_is_sound(kernel: str, arch: Arch) -> None:
     rows = [table.Row(kernel, arch, problem) for problem in representative_of(kernel, arch)]
-    found = {row.key: complaints(row.problem, row.config, row.facts(), arch) for row in rows}
-    assert {key: lines for key, lines in found.items() if lines} == {}
+    found = [f"{row.key}: {line}" for row in rows for line in complaints(row.problem, row.config, row.facts(), arch)]
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.slow

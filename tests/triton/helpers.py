@@ -101,11 +101,11 @@ def operands_of(p: Problem, *, bias: bool = True, residual: bool = False, activa
     return dataclasses.replace(made, residual=extra, activation=activation)
 
 
-def strided(operands: LinearOperands, step: int = 3) -> LinearOperands:
-    """The same operands with x in every other row of a wider tensor, whose rest is large."""
+def strided(operands: LinearOperands, step: int = 3, fill: int = 0x5B) -> LinearOperands:
+    """The same operands with x in every other row of a wider tensor, whose rest is large: bytes `fill`."""
     m, width = operands.x.shape
     raw = operands.x.view(torch.uint8)
-    wide = torch.full((m, 2, raw.shape[1] + step * operands.x.dtype.itemsize), 0x5B, dtype=torch.uint8)
+    wide = torch.full((m, 2, raw.shape[1] + step * operands.x.dtype.itemsize), fill, dtype=torch.uint8)
     wide[:, 0, : raw.shape[1]] = raw
     return dataclasses.replace(operands, x=wide[:, 0].view(operands.x.dtype)[:, :width])
 

@@ -8,13 +8,14 @@ import pytest
 
 from fxquant.numerics.tiles import chunk_width
 from fxquant.spec import TensorSpec
-from fxquant.target import ARCHS, Problem
+from fxquant.target import ARCHS, KernelConfig, Problem
 from fxquant.triton_kernels.coded_mm import CODED_MM
 from tests.triton.coded import EVERY_KIND, exact, within_bound
 from tests.triton.helpers import ODD_SHAPES, assert_exact, operands_of, problem, strided
 
 SMALL = CODED_MM.config(16, 16, 1, 8, 0, 0, 0, 4, 2)
 SPLIT = CODED_MM.config(16, 32, 3, 8, 0, 0, 0, 4, 2)
+HALVES = CODED_MM.config(16, 32, 2, 8, 0, 0, 0, 4, 2)
 DESCRIBED = CODED_MM.config(16, 16, 1, 8, 0, 1, 0, 4, 2)
 
 
@@ -29,11 +30,11 @@ def test_exact(weights: str) -> None:
     exact(CODED_MM, _two_chunks(weights, 5, 20), SMALL)
 
 
-@pytest.mark.parametrize("weights", ["int4/group128", "int6/channel", "mxfp4", "int3/group32/affine"])
-@pytest.mark.parametrize("config", [SPLIT, DESCRIBED], ids=str)
-def test_exact_by_other_ways(weights: str, config: object) -> None:
-    """Split along K, also with a split that has nothing to do; and by tensor descriptors."""
-    exact(CODED_MM, _two_chunks(weights, 5, 20), config)
+@pytest.mark.parametrize("weights", ["int4/group128", "int3/group32/affine"])
+@pytest.mark.parametrize("config", [SPLIT, HALVES, DESCRIBED], ids=str)
+def test_exact_by_other_ways(weights: str, config: KernelConfig) -> None:
+    """Split along K, also with a split that has nothing to do; and by tensor descriptors. K is three chunks or two."""
+    exact(CODED_MM, problem((5, 20, 384), weights), config)
 
 
 @pytest.mark.parametrize("weights", ["int8/channel", "int4/group64/affine", "int4/group32/shift", "nvfp4"])
@@ -49,7 +50,7 @@ def test_float32(weights: str) -> None:
 
 @pytest.mark.parametrize("shape", ODD_SHAPES, ids=str)
 def test_odd_shapes(shape: tuple[int, int, int]) -> None:
-    exact(CODED_MM, problem(shape, "int4/group32"), SMALL)
+    exact(CODED_MM, problem(shape, "int4/group32"), CODED_MM.config(32, 64, 1, 8, 0, 0, 0, 4, 2))
 
 
 def test_several_tiles_of_rows() -> None:

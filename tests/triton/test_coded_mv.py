@@ -8,12 +8,13 @@ import pytest
 
 from fxquant.numerics.tiles import chunk_width
 from fxquant.spec import TensorSpec
-from fxquant.target import ARCHS, Problem
+from fxquant.target import ARCHS, KernelConfig, Problem
 from fxquant.triton_kernels.coded_mv import CODED_MV
 from tests.triton.coded import EVERY_KIND, exact, within_bound
 from tests.triton.helpers import assert_exact, operands_of, problem, strided
 
 SMALL = CODED_MV.config(16, 1, 2, 0, 4)
+HALVES = CODED_MV.config(16, 2, 2, 0, 4)
 SPLIT = CODED_MV.config(16, 3, 2, 0, 4)
 SHAPES = ((1, 1, 1), (1, 33, 65), (2, 31, 63), (4, 128, 257), (0, 33, 65))  # M, N, K
 
@@ -29,10 +30,11 @@ def test_exact(weights: str) -> None:
     exact(CODED_MV, _two_chunks(weights, 2, 20), SMALL)
 
 
-@pytest.mark.parametrize("weights", ["int4/group128", "int6/channel", "mxfp4", "int3/group32/affine"])
-def test_exact_where_split(weights: str) -> None:
-    """Along K, also with a split that has nothing to do."""
-    exact(CODED_MV, _two_chunks(weights, 1, 20), SPLIT)
+@pytest.mark.parametrize("weights", ["int4/group128", "int6/channel"])
+@pytest.mark.parametrize("config", [SPLIT, HALVES], ids=str)
+def test_exact_where_split(weights: str, config: KernelConfig) -> None:
+    """Along K, also with a split that has nothing to do. K is three chunks or two."""
+    exact(CODED_MV, problem((1, 20, 384), weights), config)
 
 
 @pytest.mark.parametrize("weights", ["int8/channel", "int4/group64/affine", "int4/group32/shift", "nvfp4"])
@@ -48,7 +50,7 @@ def test_float32(weights: str) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_odd_shapes(shape: tuple[int, int, int]) -> None:
-    exact(CODED_MV, problem(shape, "int4/group32"), SMALL)
+    exact(CODED_MV, problem(shape, "int4/group32"), CODED_MV.config(64, 1, 2, 0, 4))
 
 
 def test_rows_apart() -> None:

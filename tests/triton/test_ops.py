@@ -13,12 +13,14 @@ from fxquant.errors import NoGpuKernelWarning
 from fxquant.ops import gpu, reference
 from fxquant.spec import TensorSpec
 from fxquant.target import ARCHS, Problem, Target
-from fxquant.triton_kernels import kernels_for
+from fxquant.triton_kernels import KERNELS, kernels_for
 from fxquant.triton_kernels.launching import guarded, recorded
 from fxquant.tuning import lookup
 from tests.test_ops_tiled import Case, K, N
 
 SM90 = ARCHS["sm90"]
+REFERENCE: Any = reference  # operands are put together as tuples of any length
+GPU: Any = gpu
 U16 = 2.0**-11
 
 
@@ -27,8 +29,8 @@ def on_sm90(monkeypatch: pytest.MonkeyPatch) -> None:
     """CPU tensors count as those of an H100; a warning is an error unless a test expects it."""
     monkeypatch.setattr(gpu, "arch_on", lambda device: "sm90")
     warnings.simplefilter("error", NoGpuKernelWarning)
-    gpu._warn.cache_clear()
-    gpu.forget_plans()
+    GPU._warn.cache_clear()
+    GPU.forget_plans()
 
 
 def half(t: Tensor) -> Tensor:
@@ -54,9 +56,9 @@ def test_tiled_linear(text: str, activation: str) -> None:
     c = Case(text)
     args = (half(c.x), *c.parts, half(c.bias), half(c.residual), activation, K, c.text, torch.float16)
     plan = lookup(Problem("linear", 0, N, K, c.text, "", "float16"), Target("cuda", arch="sm90")).to_ints()
-    want = reference.tiled_linear(*args, plan)
+    want = REFERENCE.tiled_linear(*args, plan)
     for given in (plan, []):
-        close(on_kernel(gpu.tiled_linear, *args, given), want, 400.0)
+        close(on_kernel(GPU.tiled_linear, *args, given), want, 400.0)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,7 @@ def test_tiled_linear_of_codes(x_text: str, text: str) -> None:
     args = (*c.of_codes(half(c.bias), half(c.residual), "silu")[:-2], torch.float16)
     plan = lookup(Problem("linear", 0, N, K, c.text, str(c.x_spec), "float16"), Target("cuda", arch="sm90")).to_ints()
     assert plan
-    close(on_kernel(gpu.tiled_linear_codes, *args, plan), reference.tiled_linear_codes(*args, plan), 400.0)
+    close(on_kernel(GPU.tiled_linear_codes, *args, plan), REFERENCE.tiled_linear_codes(*args, plan), 400.0)
 
 
 def test_four_bit_codes_are_packed_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,21 +87,31 @@ def test_four_bit_codes_are_packed_on_the_way(monkeypatch: pytest.MonkeyPatch) -
     c = Case("mxfp4", "mxfp4")
     for packed in (True, False):
         args = (*c.of_codes(half(c.bias), packed=packed)[:-2], torch.float16)
-        close(on_kernel(gpu.tiled_linear_codes, *args, []), reference.tiled_linear_codes(*args, []), 400.0)
+        close(on_kernel(GPU.tiled_linear_codes, *args, []), REFERENCE.tiled_linear_codes(*args, []), 400.0)
 
 
 def test_a_float32_x_with_a_half_result_is_computed_in_float32() -> None:
     c = Case("int4/group32/affine/bf16")
     args = (c.x, *c.parts, None, half(c.residual), "", K, c.text, torch.float16, [])
-    close(on_kernel(gpu.tiled_linear, *args), reference.tiled_linear(*args), 400.0)
+    close(on_kernel(GPU.tiled_linear, *args), REFERENCE.tiled_linear(*args), 400.0)
 
 
 def test_a_plan_of_another_version_is_not_used() -> None:
     c = Case("int8/channel")
     args = (half(c.x), *c.parts, None, None, "", K, c.text, torch.float16)
-    want = reference.tiled_linear(*args, [])
+    want = REFERENCE.tiled_linear(*args, [])
     for plan in ([8192, 12345, 1, 7], [8192]):
-        close(on_kernel(gpu.tiled_linear, *args, plan), want, 400.0)
+        close(on_kernel(GPU.tiled_linear, *args, plan), want, 400.0)
+
+
+def test_a_configuration_that_is_for_another_architecture_is_not_used() -> None:
+    """It may want more shared memory than there is."""
+    problem = Problem("linear", 8192, 4096, 4096, "int8/channel", "int8/token", "float16")
+    theirs = lookup(problem, Target("cuda", arch="sm90")).to_ints()
+    for arch in ("sm89", "sm90", "gfx942"):
+        config = GPU.config_for(theirs, problem, arch)
+        kernel = KERNELS[config.kernel]
+        assert config in kernel.candidates(problem, ARCHS[arch])
 
 
 def test_a_plan_of_another_architecture_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,8 +122,8 @@ def test_a_plan_of_another_architecture_is_not_used(monkeypatch: pytest.MonkeyPa
     if kernels_for(Problem("linear", 6, N, K, c.text, str(c.x_spec), "float16"), SM90):
         pytest.skip("sm90 takes it too")
     with pytest.warns(NoGpuKernelWarning, match="no Triton kernel takes a linear of .* on sm90"):
-        got = gpu.tiled_linear_codes(*args, plan)
-    assert torch.equal(got, reference.tiled_linear_codes(*args, plan))
+        got = GPU.tiled_linear_codes(*args, plan)
+    assert torch.equal(got, REFERENCE.tiled_linear_codes(*args, plan))
 
 
 def test_an_old_gpu_runs_the_reference_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,15 +131,15 @@ def test_an_old_gpu_runs_the_reference_with_one_warning(monkeypatch: pytest.Monk
     c = Case("int8/channel")
     args = (half(c.x), *c.parts, None, None, "", K, c.text, torch.float16, [])
     with pytest.warns(NoGpuKernelWarning, match="no Triton kernel takes a linear of int8/channel on this GPU"):
-        got = gpu.tiled_linear(*args)
-    assert torch.equal(got, reference.tiled_linear(*args))
-    assert torch.equal(gpu.tiled_linear(*args), got)  # a second warning would be an error
+        got = GPU.tiled_linear(*args)
+    assert torch.equal(got, REFERENCE.tiled_linear(*args))
+    assert torch.equal(GPU.tiled_linear(*args), got)  # a second warning would be an error
 
 
 @pytest.mark.parametrize("spec", ["int8/token", "int8/tensor", "int8/sample"])
 def test_quantize_dynamic(spec: str) -> None:
     x = half(Case("int8/channel").x)
-    for got, want in zip(on_kernel(gpu.quantize_dynamic, x, spec), reference.quantize_dynamic(x, spec), strict=True):
+    for got, want in zip(on_kernel(GPU.quantize_dynamic, x, spec), REFERENCE.quantize_dynamic(x, spec), strict=True):
         assert (got.dtype, got.shape) == (want.dtype, want.shape)
         assert torch.equal(got, want)
 
@@ -135,9 +147,9 @@ def test_quantize_dynamic(spec: str) -> None:
 def test_the_other_makers_of_codes() -> None:
     x, scale = half(Case("int8/channel").x), torch.tensor([0.02])
     pairs = [
-        (on_kernel(gpu.int8_quantize_per_token, x), reference.int8_quantize_per_token(x)),
-        (on_kernel(gpu.quantize_static, x, scale, "int8/tensor"), reference.quantize_static(x, scale, "int8/tensor")),
-        ([on_kernel(gpu.fake_quantize, x, "int8/token")], [reference.fake_quantize(x, "int8/token")]),
+        (on_kernel(GPU.int8_quantize_per_token, x), REFERENCE.int8_quantize_per_token(x)),
+        (on_kernel(GPU.quantize_static, x, scale, "int8/tensor"), REFERENCE.quantize_static(x, scale, "int8/tensor")),
+        ([on_kernel(GPU.fake_quantize, x, "int8/token")], [REFERENCE.fake_quantize(x, "int8/token")]),
     ]
     for got, want in pairs:
         for one, other in zip(got, want, strict=True):
@@ -150,8 +162,8 @@ def test_norm_quantize(norm: str) -> None:
     c = Case("int8/channel")
     weight, bias = torch.rand(K) + 0.5, torch.rand(K) if norm == "layernorm" else None
     args = (half(c.x), norm, half(weight), None if bias is None else half(bias), 1e-5, "int8/token")
-    codes, scale, _ = on_kernel(gpu.norm_quantize, *args)
-    want, want_scale, _ = reference.norm_quantize(*args)
+    codes, scale, _ = on_kernel(GPU.norm_quantize, *args)
+    want, want_scale, _ = REFERENCE.norm_quantize(*args)
     assert (codes.int() - want.int()).abs().max() <= 1
     torch.testing.assert_close(scale, want_scale, rtol=2 * U16, atol=0)
 
@@ -159,19 +171,19 @@ def test_norm_quantize(norm: str) -> None:
 @pytest.mark.parametrize("text", ["int8/channel", "int4/group32/affine/bf16"])
 def test_embedding_dequantize(text: str) -> None:
     c = Case(text)
-    rows = reference.pack_rows(c.codes, c.text)
+    rows = REFERENCE.pack_rows(c.codes, c.text)
     zero = c.zero_point if c.spec.has_zero_point else None
     args = (torch.tensor([[0, 64, 3], [3, 1, 2]]), rows, c.scale, zero, c.tensor_scale, K, c.text, torch.float16)
-    assert torch.equal(on_kernel(gpu.embedding_dequantize, *args), reference.embedding_dequantize(*args))
+    assert torch.equal(on_kernel(GPU.embedding_dequantize, *args), REFERENCE.embedding_dequantize(*args))
 
 
 def test_no_rows() -> None:
     c = Case("int8/channel", "int8/token")
     c.x = c.x[:0]
     args = (half(c.x), *c.parts, None, None, "", K, c.text, torch.float16, [])
-    assert gpu.tiled_linear(*args).shape == (0, 3, N)
-    assert gpu.tiled_linear_codes(*c.of_codes()).shape == (0, 3, N)
-    assert gpu.quantize_dynamic(c.x, "int8/token")[1].shape == (0, 3, 1)
+    assert GPU.tiled_linear(*args).shape == (0, 3, N)
+    assert GPU.tiled_linear_codes(*c.of_codes()).shape == (0, 3, N)
+    assert GPU.quantize_dynamic(c.x, "int8/token")[1].shape == (0, 3, 1)
 
 
 def test_where_the_kernels_are_registered() -> None:
@@ -187,16 +199,16 @@ def on_meta(value: Any) -> Any:
 def test_no_op_waits_for_the_device_or_reads_a_value() -> None:
     """A CUDA graph can hold a call only then; on the meta device there is no value to be read."""
     c, codes, table = Case("int4/group32/affine/bf16"), Case("int8/channel", "int8/token"), Case("int8/channel")
-    half_x, rows = half(c.x), reference.pack_rows(table.codes, table.text)
+    half_x, rows = half(c.x), REFERENCE.pack_rows(table.codes, table.text)
     calls: list[tuple[Any, tuple[Any, ...]]] = [
-        (gpu.tiled_linear, (half_x, *c.parts, half(c.bias), half(c.residual), "silu", K, c.text, torch.float16, [])),
-        (gpu.tiled_linear_codes, codes.of_codes(codes.bias, codes.residual)),
-        (gpu.quantize_dynamic, (half_x, "int8/token")),
-        (gpu.quantize_dynamic, (half_x, "float8_e4m3fn/tensor")),
-        (gpu.quantize_static, (half_x, torch.tensor([0.02]), "int8/tensor")),
-        (gpu.norm_quantize, (half_x, "rmsnorm", half(torch.rand(K)), None, 1e-6, "int8/token")),
+        (GPU.tiled_linear, (half_x, *c.parts, half(c.bias), half(c.residual), "silu", K, c.text, torch.float16, [])),
+        (GPU.tiled_linear_codes, codes.of_codes(codes.bias, codes.residual)),
+        (GPU.quantize_dynamic, (half_x, "int8/token")),
+        (GPU.quantize_dynamic, (half_x, "float8_e4m3fn/tensor")),
+        (GPU.quantize_static, (half_x, torch.tensor([0.02]), "int8/tensor")),
+        (GPU.norm_quantize, (half_x, "rmsnorm", half(torch.rand(K)), None, 1e-6, "int8/token")),
         (
-            gpu.embedding_dequantize,
+            GPU.embedding_dequantize,
             (torch.tensor([3, 0]), rows, table.scale, None, None, K, table.text, torch.float16),
         ),
     ]

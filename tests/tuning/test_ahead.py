@@ -11,6 +11,7 @@ import triton
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 
+from fxquant.errors import InvalidOption
 from fxquant.target import ARCHS, Arch, KernelConfig, Plan, PlanRow, Problem
 from fxquant.triton_kernels import KERNELS
 from fxquant.triton_kernels.launching import OPTIONS
@@ -26,7 +27,7 @@ def plan(arch: Arch) -> Plan:
 
 
 def made(folder: Path, arch: Arch, at: Path | None = None) -> list[dict[str, Any]]:
-    return list(compile_ahead([PROBLEM.with_m(16)], arch, folder, at, [plan(arch)]))
+    return list(compile_ahead([PROBLEM.with_m(16)], arch, folder, at, plans=[plan(arch)]))
 
 
 class Driver:
@@ -100,3 +101,18 @@ def test_a_problem_with_rows_wants_one_configuration() -> None:
     plan = Plan((PlanRow(16, A), PlanRow(64, B)))
     assert wanted_of(PROBLEM.with_m(20), plan) == [Wanted(PROBLEM.with_m(20), B)]
     assert wanted_of(PROBLEM.with_m(20), Plan(())) == []
+
+
+def test_a_linear_is_compiled_with_each_epilogue(tmp_path: Path) -> None:
+    problem, arch = Problem("linear", 1, 64, 64, "int8/channel", "", "float16"), ARCHS["gfx942"]
+    plan = Plan((PlanRow(1, KERNELS["coded_mv"].heuristic(problem, arch)),))
+    epilogues = ("", "bias", "bias+silu+residual")
+    entries = list(compile_ahead([problem], arch, tmp_path, epilogues=epilogues, plans=[plan]))
+    assert {entry["epilogue"] for entry in entries} == set(epilogues)
+
+
+def test_an_epilogue_that_there_is_not_is_named(tmp_path: Path) -> None:
+    problem, arch = Problem("linear", 1, 64, 64, "int8/channel", "", "float16"), ARCHS["gfx942"]
+    plan = Plan((PlanRow(1, KERNELS["coded_mv"].heuristic(problem, arch)),))
+    with pytest.raises(InvalidOption, match="'selu' is none of bias, residual, relu"):
+        list(compile_ahead([problem], arch, tmp_path, epilogues=["bias+selu"], plans=[plan]))

@@ -95,6 +95,10 @@ def test_what_cannot_be_done_is_named(plans: Path, args: list[str], words: str) 
     assert words in run(*args, code=2)
 
 
+def test_an_export_that_cannot_be_written_is_named(plans: Path, tmp_path: Path) -> None:
+    assert "it cannot be written" in run("--export", tmp_path / "no" / "such" / "folder.json", code=2)
+
+
 def test_an_unknown_mode_is_named(plans: Path, shapes: Path) -> None:
     assert "it takes 'quick' or 'full'" in run("--shapes", shapes, "--mode", "slow", code=2)
 

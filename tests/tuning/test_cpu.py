@@ -167,6 +167,26 @@ def test_without_plans_nothing_changes_and_nothing_is_measured(
     assert not list(plans.glob("*"))
 
 
+@torch.no_grad()
+def test_neither_the_models_autocast_nor_its_seed_matter(plans: Path, fresh_dynamo: None) -> None:
+    view, x = fxquant.compile(Two(), executor="eager", autotune="quick"), torch.randn(6, 64)
+    torch.manual_seed(7)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        view(x)
+    assert torch.equal(torch.rand(1), torch.rand(1, generator=torch.Generator().manual_seed(7)))
+    assert all(words.endswith("(tuned)") for words in kernels_of(view))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # at the import of torch._inductor
+@torch.no_grad()
+def test_inductor_runs_what_was_tuned(plans: Path, target: Target, fresh_dynamo: None) -> None:
+    narrowest(Problem("linear", 6, 96, 64, "int8/channel", "int8/token", "float32"), target)
+    model, x = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 32)), torch.randn(6, 64)
+    tuned = torch.compile(model, backend="fxquant", options={"autotune": "quick"})
+    assert torch.equal(tuned(x), fxquant.compile(model, executor="eager")(x))
+
+
 def narrowest(asked: Problem, target: Target) -> None:
     """Have the cache say that the portable kernel is the fastest."""
     (cache,) = caches_of(target)

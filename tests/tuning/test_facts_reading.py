@@ -89,13 +89,13 @@ def test_a_cubin_that_is_none_is_a_named_error() -> None:
 
 def test_facts_survive_json() -> None:
     loop = HotLoop(True, {"IMMA.16832.S8.S8": 4}, 4096, async_copies={16: 2}, global_loads={2: 1}, total=9)
-    facts = Facts((LaunchFacts("mm", 96, 0, 49152, 4, 0, 0, {"mma.m16n8k32": 4}, loop),))
+    facts = Facts((LaunchFacts("mm", 96, 0, 49152, 4, 0, {"mma.m16n8k32": 4}, loop),))
     assert Facts.from_json(json.loads(json.dumps(facts.to_json()))) == facts
 
 
 def test_the_main_launch_is_the_one_that_multiplies() -> None:
     small, large = (
-        LaunchFacts(name, 32, 1, shared, 4, 0, 0, {}, HotLoop(True, operations=operations, total=5))
+        LaunchFacts(name, 32, 1, shared, 4, 0, {}, HotLoop(True, operations=operations, total=5))
         for name, operations, shared in (("sum", 0, 64), ("product", 4096, 32))
     )
     facts = Facts((small, large))
@@ -116,7 +116,7 @@ def test_share_of_wide_reads() -> None:
 
 
 def test_occupancy_is_of_all_that_a_block_takes() -> None:
-    fits = occupancy(LaunchFacts("mm", 128, 0, 100 * 1024, 4, 0, 0, {}, HotLoop(True)), SM90)
+    fits = occupancy(LaunchFacts("mm", 128, 0, 100 * 1024, 4, 0, {}, HotLoop(True)), SM90)
     assert (fits.blocks, fits.limited_by) == (2, "shared memory")
-    too_much = LaunchFacts("mm", 128, 0, 230 * 1024, 4, 0, 0, {}, HotLoop(True))
+    too_much = LaunchFacts("mm", 128, 0, 230 * 1024, 4, 0, {}, HotLoop(True))
     assert occupancy(too_much, SM90).blocks == 0

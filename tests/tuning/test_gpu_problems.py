@@ -13,12 +13,12 @@ from torch import Tensor, nn
 import fxquant
 from fxquant.annotation import note_of
 from fxquant.lowering import select_kernels
+from fxquant.lowering.calls import problem_of_call
 from fxquant.lowering.tuned import calls_of, use_tuned
 from fxquant.target import Plan, Problem, Target, arch_named
 from fxquant.target.config import kernel_id
 from fxquant.triton_kernels import KERNELS, kernels_for
 from fxquant.tuning import Entry, caches_of, lookup
-from fxquant.tuning.calls import problem_of_call
 from fxquant.tuning.gpu import prepared
 from tests.passes.helpers import staged
 from tests.tuning.fakes import FakeFacts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 
@@ -32,10 +33,10 @@ def config(**more: int) -> KernelConfig:
     return KernelConfig.of("some", BLOCK_M=TILE, BLOCK_N=TILE, BLOCK_K=64, GROUP_M=8, **more)
 
 
-def facts(*, registers: int = 64, spills: int = 0, shared: int = 2**16, launches: int = 1, **loop: object) -> Facts:
+def facts(*, registers: int = 64, spills: int = 0, shared: int = 2**16, launches: int = 1, **loop: Any) -> Facts:
     """Of a block of 4 warps that makes a tile of 64 x 64 by int8 instructions of a warp group."""
     mix = {"matrix": {"IGMMA.64x64x32.S8.S8": 2}, "operations": 2 * TILE * TILE * 64, "bulk_copies": 2, **loop}
-    main = LaunchFacts("f", registers, spills, shared, 4, 0, {}, HotLoop(is_loop=True, **mix))  # pyright: ignore[reportArgumentType]
+    main = LaunchFacts("f", registers, spills, shared, 4, 0, {}, HotLoop(is_loop=True, **mix))
     other = LaunchFacts("sum", 32, 0, 0, 4, 0, {}, HotLoop(is_loop=True, total=1))
     return Facts((main, *[other] * (launches - 1)))
 
@@ -44,10 +45,10 @@ def seconds(m: int, n: int, k: int, arch: Arch = ROUND, known: Facts | None = No
     return modelled_time(problem(m, n, k), config(**more), arch, known or facts()).seconds
 
 
-def loop_seconds(m: int, n: int, k: int, **more: object) -> float:
+def loop_seconds(m: int, n: int, k: int, **more: Any) -> float:
     """Without the last block's result: 64 * 64 * 2 bytes at 10**6 a cycle, and instructions that are computed here."""
     stored = TILE * TILE / 32 * 12 / 4 / 1e9
-    return seconds(m, n, k, **more) - stored  # pyright: ignore[reportArgumentType]
+    return seconds(m, n, k, **more) - stored
 
 
 def test_one_wave_of_products_by_hand() -> None:
@@ -128,6 +129,17 @@ def test_launches_cost_and_split_products_take_two() -> None:
     assert one.seconds - one.kernel == pytest.approx(3e-6)
     assert two.seconds - one.seconds == pytest.approx(4e-6)
     assert two.reason == "launch"
+
+
+def test_reasons_for_what_is_beyond_the_roofline() -> None:
+    masked = modelled_time(problem(1, 640, 4096), config(), ROUND, facts())
+    assert masked.bound_by == "matrix"
+    assert masked.reason == "tiles"
+    idle = modelled_time(problem(TILE, 11 * TILE, 65536), config(), ROUND, facts())
+    assert idle.reason == "waves"
+    busy = modelled_time(problem(TILE, 10 * TILE, 65536), config(), ROUND, facts(total=4000))
+    assert busy.reason == "mix"
+    assert sum(busy.lost.values()) == pytest.approx(busy.seconds - busy.roofline.attainable)
 
 
 def test_split_k_fills_idle_processors() -> None:

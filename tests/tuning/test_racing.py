@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
 
 from fxquant.target import ARCHS, KernelConfig
-from fxquant.tuning.pruning import ranked, why_drop
+from fxquant.tuning.pruning import alike, ranked, why_drop
 from fxquant.tuning.racing import FULL, QUICK, Timing, hopeful, race
 from tests.tuning.fakes import PROBLEM, A, B, C, D, FakeBench, FakeFacts
 
@@ -91,6 +92,26 @@ def test_what_is_left_is_ranked_by_the_model() -> None:
     order, dropped = ranked(PROBLEM, [A, B, C], SM90, lambda p, c, a: facts[c], lambda p, c, a, f: seconds[c])
     assert [one.config for one in order] == [C, A]
     assert [(out.config, out.reason[:9]) for out in dropped] == [(B, "it spills")]
+
+
+def test_what_does_not_compile_is_out_and_if_nothing_does_the_compiler_is_quoted() -> None:
+    def facts_of(problem: object, config: KernelConfig, arch: object) -> FakeFacts:
+        if config != B:
+            raise RuntimeError("out of resource\nand much more")
+        return FakeFacts()
+
+    order, dropped = ranked(PROBLEM, [A, B], SM90, facts_of, lambda p, c, a, f: 1.0)
+    assert [one.config for one in order] == [B]
+    assert [(out.config, out.reason) for out in dropped] == [(A, "it does not compile: RuntimeError: out of resource")]
+    with pytest.raises(RuntimeError, match="out of resource"):
+        ranked(PROBLEM, [A], SM90, facts_of, lambda p, c, a, f: 1.0)
+
+
+@pytest.mark.parametrize("size", [1, 3, 64, 1152, 4096, 4608, 14336, 12289, 2**20])
+def test_sizes_that_compile_alike_have_the_same_powers_of_two(size: int) -> None:
+    k = alike(dataclasses.replace(PROBLEM, k=size)).k
+    assert k == size or (size > 4096 and 4096 <= k < 8192)
+    assert all((k % 2**power == 0) == (size % 2**power == 0) for power in range(13))
 
 
 def test_where_all_are_out_the_heuristic_stays() -> None:

@@ -72,8 +72,8 @@ class LaunchFacts:
     registers      of a thread; on AMD vector registers, accumulators among them.
     spills         instructions that move registers to or from local memory; on AMD vector registers spilled.
     shared         bytes of shared memory of a block. tensor_memory: columns of it (sm100).
-    bulk_copies    of tiles by descriptor (TMA) in the whole function: other warps than those of the loop may make them.
     intermediate   matrix instructions in the whole of the PTX, by PTX's name; empty on AMD.
+    bulk_copies    of tiles by descriptor (TMA) in the whole function: other warps than those of the loop may make them.
     """
 
     function: str
@@ -82,12 +82,12 @@ class LaunchFacts:
     shared: int
     warps: int
     tensor_memory: int
-    bulk_copies: int
     intermediate: Mapping[str, int]
     loop: HotLoop
+    bulk_copies: int = 0
 
 
-_NOTHING = LaunchFacts("", 0, 0, 0, 1, 0, 0, {}, HotLoop(is_loop=False))
+_NOTHING = LaunchFacts("", 0, 0, 0, 1, 0, {}, HotLoop(is_loop=False))
 
 
 @dataclass(frozen=True)

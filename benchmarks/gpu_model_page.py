@@ -23,7 +23,7 @@ from fxquant import PRESETS
 from fxquant.target import ARCHS, Problem, bucket_of
 from fxquant.tuning.facts.record import Facts
 from fxquant.tuning.model import Modelled, modelled_time
-from fxquant.tuning.tables import read_table
+from fxquant.tuning.plans.tables import read_table
 
 PAGE = Path(__file__).parent.parent / "docs" / "gpu-model.md"
 TEXT = Path(__file__).with_name("gpu_model_text.md")

@@ -3,9 +3,9 @@
 python -m benchmarks.make_tables [--arch NAME ...] [--preset NAME ...] [--candidates N] [--minutes N] [--verbose]
 
 For each preset, size and bucket of rows: of the kernels' candidates that neither spill registers nor pass the shared
-memory the one with the least modelled time. What compiling says of a candidate depends on its format and hardly on
-sizes, or on the number of parts of K: one problem of each format, in two parts, stands for all, and only a choice is
-compiled again if its size or its parts make other code of it.
+memory the one with the least modelled time; warps of their own for loads are left to measuring. What compiling says of
+a candidate depends on its format and hardly on sizes, or on the number of parts of K: one problem of each format, in
+two parts, stands for all, and only a choice is compiled again if its size or its parts make other code of it.
 Compiled facts are kept in the user's cache, so that a second run goes on where the first one ended; `--minutes` ends
 one early, and what was not compiled by then is not chosen. bfloat16 is compiled; float16 takes its choices. Tables of
 several architectures can be made by as many runs at once. Afterwards: python -m benchmarks.gpu_model_page
@@ -31,9 +31,9 @@ from fxquant.target import ARCHS, M_BUCKETS, Arch, KernelConfig, Problem
 from fxquant.tuning.candidates import TritonSpace
 from fxquant.tuning.facts import Facts, facts_of
 from fxquant.tuning.model import modelled_time
+from fxquant.tuning.plans.records import Entry
+from fxquant.tuning.plans.tables import table_path, write_table
 from fxquant.tuning.pruning import why_drop
-from fxquant.tuning.records import Entry
-from fxquant.tuning.tables import table_path, write_table
 
 FACTS = Path(__file__).with_name("gpu_model_facts.json")
 FACTS_OF = "sm90"
@@ -56,7 +56,7 @@ class Chooser:
     def best(self, problem: Problem) -> tuple[Entry, Facts] | None:
         """The best candidate for a problem of a bucket, and its facts; None if none could be compiled."""
         space = TritonSpace(self.arch)
-        candidates = space.candidates(problem)
+        candidates = [config for config in space.candidates(problem) if not config.meta.get("SPECIALIZE")]
         timed: list[tuple[float, KernelConfig]] = []
         for config in candidates[: self.most]:
             facts = self.facts(standing_for(problem, config), unsplit(config))

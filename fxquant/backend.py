@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -175,8 +176,11 @@ class QuantizingBackend:
 
 
 def _device_of(captured: CapturedGraph) -> str:
+    """The type of device that most bytes of the graph's weights are on; the others may be a counter or a table."""
+    bytes_on = Counter[str]()
     for node in captured.gm.graph.find_nodes(op="get_attr"):
         value = node.meta.get("val")
         if isinstance(value, Tensor):
-            return value.device.type
-    return "cpu"
+            size = value.numel() * value.itemsize
+            bytes_on[value.device.type] += size if isinstance(size, int) else 0
+    return max(bytes_on, key=lambda device: bytes_on[device], default="cpu")

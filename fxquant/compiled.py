@@ -17,6 +17,7 @@ from fxquant.fallback import Shadow, tensor_names
 from fxquant.gradients import InferenceOnly
 from fxquant.lowering.tuned import HEARD, Heard
 from fxquant.nn.base import QModule
+from fxquant.ops.gpu import forget_plans
 from fxquant.report import ModelReport, parameter_facts
 from fxquant.runner import Names
 from fxquant.spec import QuantConfig
@@ -191,19 +192,29 @@ def tune(
     if mode not in ("quick", "full"):
         raise InvalidOption("mode", mode, "it takes 'quick' or 'full'")
     if not isinstance(what, nn.Module):
-        return tune_problems(list(what), target or Target.of_this_machine(), mode, progress)
+        return _tuned(what, target or Target.of_this_machine(), mode, progress)
     resolved = resolve_config(config, {**fields, "executor": "eager", "autotune": "none"})
     _check(what, resolved)
     first = next(what.parameters(), None)
     here = Target.of_this_machine("cpu" if first is None else first.device)
-    heard = Heard(of_sites=target is not None and target != here)
+    name = target.arch or target.device if isinstance(target, Target) else target
+    heard = Heard(of_sites=name not in (None, here.arch or here.device))
     token = HEARD.set(heard)
     try:
         with torch.no_grad():
             CompiledModel(what, resolved)(*args, **(kwargs or {}))
     finally:
         HEARD.reset(token)
-    return tune_problems(heard.problems, target or here, mode, progress)
+    return _tuned(heard.problems, target or here, mode, progress)
+
+
+def _tuned(
+    problems: Iterable[Problem], target: Target | str, mode: Literal["quick", "full"], progress: Watch
+) -> TuneReport:
+    try:
+        return tune_problems(list(problems), target, mode, progress)
+    finally:
+        forget_plans()  # of an interrupted run too: what was found by then is kept
 
 
 def resolve_config(config: ConfigLike, fields: Mapping[str, Any]) -> QuantConfig:

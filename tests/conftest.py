@@ -41,7 +41,7 @@ def no_plans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No tuned plans: what the user has tuned on this machine would change graphs, reports and goldens."""
     folder = tmp_path_factory.mktemp("no_plans")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fxquant.tuning.cache.cache_dir", lambda: folder)
+        patch.setattr("fxquant.tuning.plans.cache.cache_dir", lambda: folder)
         yield
 
 

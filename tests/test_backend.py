@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
 import fxquant
+from fxquant.backend import _device_of
 from fxquant.weights import process_store
 from tests.models import Decoder, DecoderLayer, VisionEncoder, sqnr
 
@@ -322,3 +324,15 @@ def test_the_bare_door_says_that_it_sees_graphs_only(tmp_path: Path) -> None:
     assert "sees graphs only" in bare
     assert "fxquant.compile" in bare
     assert "sees graphs only" not in known
+
+
+def test_a_graph_is_for_the_device_of_most_of_its_weights() -> None:
+    def device_of(*weights: Tensor) -> str:
+        graph = torch.fx.Graph()
+        for weight in weights:
+            graph.get_attr("weight").meta["val"] = weight
+        return _device_of(SimpleNamespace(gm=SimpleNamespace(graph=graph)))  # pyright: ignore[reportArgumentType]
+
+    counter, matrix = torch.zeros(()), torch.empty(4, 4, device="meta")
+    assert device_of(counter, matrix, counter) == "meta"
+    assert device_of(counter) == device_of() == "cpu"

@@ -232,6 +232,24 @@ def test_gradients_are_those_of_the_decoded_weight(activation: str) -> None:
         torch.testing.assert_close(one.grad, twin.grad, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_is_added_to_a_product_of_codes_has_a_gradient(dtype: torch.dtype) -> None:
+    c = Case("int8/channel", "int8/token")
+    bias, residual = c.bias.clone().requires_grad_(), c.residual.to(dtype).requires_grad_()
+    args = list(c.of_codes(bias=bias, residual=residual))
+    args[13] = dtype
+    y = OPS.tiled_linear_codes(*args)
+    grad = torch.randn(y.shape).to(dtype)
+    y.backward(grad)
+    assert bias.grad is not None
+    torch.testing.assert_close(bias.grad, grad.float().reshape(-1, grad.shape[-1]).sum(0))
+    assert residual.grad is not None
+    assert torch.equal(residual.grad, grad)
+    args[10] = "silu"
+    with pytest.raises(GradientsNeedTraining, match="tiled_linear_codes"):
+        OPS.tiled_linear_codes(*args).sum().backward()
+
+
 def test_gradients_to_what_is_constant_are_refused_by_name() -> None:
     c = Case("nvfp4")
     assert c.tensor_scale is not None

@@ -13,13 +13,15 @@ from torch.fx import Node
 
 from fxquant.annotation import amend_note
 from fxquant.capture.editor import Editor
-from fxquant.graphs import is_ours, target_name
+from fxquant.graphs import ancestors, is_ours, target_name
 from fxquant.products import FROZEN, rounded_to
 from fxquant.spec import LinearSpec, TensorSpec
 
-_CODES = ("packed", "rows")  # what kernels call the codes that they read
+_CODES = ("packed", "rows", "tiles")  # what kernels call the codes that they read
 # What a kernel does with x itself: a linear, and a convolution.
 _INSIDE = {"dynamic": ("int8/token", "int8/sample"), "static": ("int8/tensor", "int8/tensor")}
+_STATIC = "fxquant.quantize_static"
+_QUANTIZING = ("fxquant.quantize_dynamic", _STATIC)
 
 
 def spell_ops_out(editor: Editor) -> None:
@@ -52,6 +54,14 @@ def _spec_of(node: Node, arguments: dict[str, Any]) -> LinearSpec:
     weights = TensorSpec.parse(arguments.get("spec", "int8/channel"))
     inside = _INSIDE.get(kernel.rpartition("_")[2])
     activations = TensorSpec.parse(inside["conv" in kernel]) if inside else None
-    if activations is None and isinstance(x, Node):
+    if "x_spec" in arguments:
+        activations = _spec_of_codes(arguments["codes"], arguments["x_spec"])
+    elif activations is None and isinstance(x, Node):
         activations = rounded_to(x)
     return LinearSpec(weights, activations)
+
+
+def _spec_of_codes(codes: Node, read_as: str) -> TensorSpec:
+    """The spec of codes of an activation; those of a recorded scale are read as if each row had its own."""
+    made = next((n for n in reversed(ancestors([codes])) if target_name(n) in _QUANTIZING), None)
+    return TensorSpec.parse(str(made.args[2]) if made and target_name(made) == _STATIC else read_as)

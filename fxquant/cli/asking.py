@@ -11,7 +11,7 @@ import typer
 from fxquant.errors import InvalidOption, UnknownKernel
 
 if TYPE_CHECKING:
-    from fxquant.target import Problem
+    from fxquant.target import Arch, Problem
     from fxquant.triton_kernels import TritonKernel
 
 Target = Annotated[str, typer.Option("--target", help="Architecture: sm80, sm89, sm90, sm100 or gfx942.")]
@@ -36,6 +36,16 @@ def kernel_named(name: str) -> TritonKernel:
     if name not in KERNELS:
         raise UnknownKernel(name, list(KERNELS))
     return KERNELS[name]
+
+
+def arch_to_compile(name: str) -> Arch:
+    """The architecture of that name. Raises `InvalidOption`: there is none, or nothing can be compiled here."""
+    from fxquant.target import arch_named
+    from fxquant.triton_kernels.launching import interpreted
+
+    if interpreted():
+        raise InvalidOption("TRITON_INTERPRET", "1", "Triton's interpreter compiles nothing; unset this variable")
+    return arch_named(name)
 
 
 def problems_asked(shapes: Path | None, problem: str | None) -> list[Problem]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from rich.table import Table
+from triton.errors import TritonError
 
 from fxquant.target import Arch, KernelConfig, Problem
 from fxquant.triton_kernels import TritonKernel
@@ -18,7 +20,7 @@ MICRO = 1e6
 
 @dataclass(frozen=True)
 class Row:
-    """A configuration for a problem, or why the kernel does not take the problem."""
+    """A configuration for a problem, or why there is nothing to say of it."""
 
     problem: Problem
     why_not: str = ""
@@ -36,7 +38,11 @@ def inspected(kernel: TritonKernel, problem: Problem, arch: Arch, every: bool) -
         return
     configs = kernel.candidates(problem, arch) if every else (kernel.heuristic(problem, arch),)
     for config in configs:
-        facts = facts_of(problem, config, arch)
+        try:
+            facts = facts_of(problem, config, arch)
+        except TritonError as error:  # one candidate of several: the others are shown
+            yield Row(problem, f"{config} does not compile: {type(error).__name__}: {error}".partition("\n")[0])
+            continue
         if not facts.launches:
             yield Row(problem, "torch's own kernel: nothing of ours is compiled")
             continue
@@ -66,8 +72,8 @@ def tables(rows: Iterable[Row], arch: Arch) -> list[Table]:
                 str(launch.spills),
                 str(launch.shared),
                 f"{fits.blocks} ({fits.limited_by})",
-                f"{row.modelled.seconds * MICRO:.1f} µs" if main else "",
-                f"{row.modelled.roofline.attainable * MICRO:.1f} µs" if main else "",
+                _time(row.modelled.seconds) if main else "",
+                _time(row.modelled.roofline.attainable) if main else "",
                 row.modelled.bound_by if main else "",
             )
             loops.add_row(str(number), str(row.config), launch.function, *_cells(launch.loop))
@@ -80,6 +86,10 @@ _MEMORY = {
     "local": "local",
 }  # fmt: skip
 _OTHERS = ("barriers", "divisions", "integer", "floating", "conversions", "total")
+
+
+def _time(seconds: float) -> str:
+    return "not known" if math.isinf(seconds) else f"{seconds * MICRO:.1f} µs"
 
 
 def _cells(loop: HotLoop) -> tuple[str, str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Annotated
 
@@ -9,10 +10,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fxquant.cli.asking import OneProblem, Shapes, Target, kernel_named, problems_asked
-from fxquant.errors import NothingToCompile
+from fxquant.cli.asking import OneProblem, Shapes, Target, arch_to_compile, kernel_named, problems_asked
+from fxquant.errors import InvalidOption, NothingToCompile, PackageMissing
 
 kernels = typer.Typer(help="The Triton kernels: list, inspect, compile.", no_args_is_help=True)
+
+
+@kernels.callback()
+def need_triton() -> None:
+    if importlib.util.find_spec("triton") is None:
+        raise PackageMissing("triton", "`fxquant kernels`")
 
 
 @kernels.command("list")
@@ -39,10 +46,9 @@ def inspect(
     Without --shapes or --problem: for a few problems of its kind, 4096 by 4096.
     """
     from fxquant.cli.inspecting import inspected, tables
-    from fxquant.target import arch_named
     from fxquant.tuning.representative import representative_of
 
-    arch, found = arch_named(target), kernel_named(kernel)
+    arch, found = arch_to_compile(target), kernel_named(kernel)
     asked = problems_asked(shapes, problem) or representative_of(kernel, arch)[:4]
     console = Console()
     with console.status("compiling"):
@@ -70,15 +76,18 @@ def compile_kernels(
     """Compile ahead of time what the plans of the problems launch, with a manifest.
 
     The folder is a cache of Triton: a server that starts with TRITON_CACHE_DIR set to it loads instead of compiling.
-    Without --shapes or --problem: for the problems of the table that is shipped for the target. Without --epilogue:
-    linears with a bias and without.
+    Without --shapes or --problem: for the linears of the table that is shipped for the target and what quantizes their
+    activations: about a thousand kernels. Without --epilogue: linears with a bias and without.
     """
-    from fxquant.target import arch_named
-    from fxquant.tuning.ahead import EPILOGUES, MANIFEST, compile_ahead
-    from fxquant.tuning.tables import read_table
+    from fxquant.tuning.ahead import EPILOGUES, MANIFEST, compile_ahead, with_quantizations
+    from fxquant.tuning.plans.tables import read_table
 
-    arch = arch_named(target)
-    asked = problems_asked(shapes, problem) or list(read_table(arch.name))
+    arch = arch_to_compile(target)
+    asked = problems_asked(shapes, problem) or with_quantizations(read_table(arch.name))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidOption("--out", str(out), f"no folder can be made there ({error})") from error
     console = Console()
     made = 0
     with console.status(f"compiling for {arch}") as status:

@@ -28,10 +28,12 @@ def problem_of_call(name: str, arguments: Mapping[str, Any], device: str) -> Pro
     match name:
         case "tiled_linear" | "tiled_linear_codes":
             return _tiled(arguments)
-        case "quantize_dynamic" | "norm_quantize":
-            return _quantize(arguments)
+        case "quantize_dynamic" | "fake_quantize" | "norm_quantize":
+            return _quantize(arguments, arguments.get("norm", ""))
+        case "quantize_static":
+            return _quantize(arguments, "static")
         case "int8_quantize_per_token":
-            return _quantize({**arguments, "spec": "int8/token"})
+            return _quantize({**arguments, "spec": "int8/token"}, "")
         case "embedding_dequantize":
             m, n = rows_of(arguments["indices"].shape), int(arguments["rows"].shape[0])
             k, dtype = int(arguments["embedding_dim"]), _word(arguments["dtype"])
@@ -49,12 +51,12 @@ def _tiled(arguments: Mapping[str, Any]) -> Problem:
     return Problem("linear", rows_of(x.shape[:-1]), n, k, arguments["spec"], activations, _word(dtype))
 
 
-def _quantize(arguments: Mapping[str, Any]) -> Problem:
+def _quantize(arguments: Mapping[str, Any], extra: str) -> Problem:
     x, spec = arguments["x"], TensorSpec.parse(arguments["spec"])
     m, k, text = rows_of(x.shape[:-1]), rows_of(x.shape[-1:]), str(spec)
     if spec.granularity.kind == "sample":  # a sample is a token once its axes are one
         m, k, text = rows_of(x.shape[:1]), rows_of(x.shape[1:]), text.replace("sample", "token")
-    return Problem("quantize", m, 0, k, "", text, _word(x.dtype), arguments.get("norm", ""))
+    return Problem("quantize", m, 0, k, "", text, _word(x.dtype), extra)
 
 
 def rows_of(sizes: Iterable[int | torch.SymInt]) -> int:

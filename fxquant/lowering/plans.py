@@ -12,7 +12,7 @@ from fxquant.lowering.site import QuantizedSite
 from fxquant.numerics import MAX_IN_FEATURES, fits_panels
 from fxquant.spec import TensorSpec
 from fxquant.target import M_BUCKETS, Plan, Problem, Target, arch_named
-from fxquant.tuning.lookup import lookup
+from fxquant.tuning.plans.lookup import lookup
 
 
 @dataclass(frozen=True)

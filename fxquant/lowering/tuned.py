@@ -50,16 +50,18 @@ def use_tuned(gm: GraphModule, target: Target, autotune: str = "none") -> int:
     before:  int8_linear_dynamic(x, packed, scale, b, 768)           kernel=int8_linear_dynamic
     after:   int8_linear_dynamic(x, packed, scale, b, 768, 2)        kernel=int8_linear_dynamic isa=avx2 (tuned)
 
-    A node with a plan, which the choice of kernels looked up, gets that of its problem anew. `autotune` "quick" or
-    "full": problems that the cache does not hold are measured first; "none": nothing is, and a node of which nothing is
-    known stays as it is.
+    `autotune` "quick" or "full": problems that the cache does not hold are measured first, and a node with a plan, that
+    the choice of kernels looked up, gets that of its problem anew; "none": nothing is measured, and a node of which
+    nothing is known stays as it is. The kernel of a frozen module has no plan until here.
     """
     heard = HEARD.get()
     if heard is not None and not heard.of_sites and _is_tunable(target):
         heard.problems.extend(call.problem for call in calls_of(gm, target))
-    if autotune == "none" and (target.device != "cpu" or not _knows(target)):
+    if autotune == "none" and not (target.runs_triton or _knows(target)):
         return 0
     calls = list(calls_of(gm, target)) if _is_tunable(target) else []
+    if autotune == "none" and target.runs_triton:
+        calls = [call for call in calls if _has_no_plan(call.node)]
     if autotune != "none" and calls:
         tuner_for(target).tune([call.problem for call in calls], cast("Effort", autotune))
         gpu.forget_plans()
@@ -122,10 +124,15 @@ def _configure(call: Call, target: Target) -> bool:
         words = f"{words_of(row.config)} ({row.source})"
     else:
         return False
-    if before := note_of(node).kernel:
+    before = note_of(node).kernel
+    if before or PLAN in names:
         fused = [word for word in before.split() if word.startswith("+")]  # what the kernel does beside the product
         amend_note(node, kernel=" ".join([words, *fused]))
     return True
+
+
+def _has_no_plan(node: Node) -> bool:
+    return _arguments(node).get(PLAN) in ((), [])
 
 
 def _arguments(node: Node) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from fxquant.nn import devices, forms, recording
 from fxquant.nn.forms import PARTS, STORED, Form
 from fxquant.nn.readonly import weight_to_read
 from fxquant.nn.warn import warn_uncalibrated
+from fxquant.numerics.held import held_dtype
 from fxquant.spec import TENSOR, LinearSpec, TensorSpec
 from fxquant.tensor import QuantizedTensor
 
@@ -329,7 +330,7 @@ class QModule(nn.Module):
         rows, columns = self.matrix_shape(name)
         device, spec = self._device(), TensorSpec.parse(self._weight_spec)
         try:
-            on_device = {part: t.to(device, copy=True) for part, t in stored.items()}
+            on_device = {part: _copied(t, device) for part, t in stored.items()}
             weight = forms.from_storage(on_device, spec, columns)
             if weight.shape != (rows, columns):
                 raise ValueError(f"codes of {weight.shape}, the module's weight is {(rows, columns)}")
@@ -361,6 +362,12 @@ class QModule(nn.Module):
         state = "frozen" if self.is_frozen else "float weight"
         static = ", static" if self.input_scale is not None else ""
         return f"{super().extra_repr()}, {self.quantization} ({state}{static})"
+
+
+def _copied(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy there, of float8 as that device holds it."""
+    raw = tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
+    return raw.to(device, copy=True).view(held_dtype(tensor.dtype, device))
 
 
 def _moved(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:

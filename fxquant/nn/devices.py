@@ -27,12 +27,20 @@ def layout_on(device: torch.device, weights: TensorSpec, activations: str, shape
     return "blocks" if both and multiplies_codes(device, str(weights), activations, *shape) else "tiles"
 
 
-@functools.cache
 def multiplies_codes(device: torch.device, weights: str, activations: str, rows: int, columns: int) -> bool:
     """Whether products of a weight [rows, columns] with codes of that spec have a kernel there.
 
     Else x is rounded to its format's values, and multiplied as a float.
     """
+    return _multiplies_codes(device, weights, activations, rows, columns)
+
+
+# What torch._dynamo.assume_constant_result sets (see `fxquant.nn.warn`): Dynamo would trace the search for a kernel.
+multiplies_codes._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
+@functools.cache
+def _multiplies_codes(device: torch.device, weights: str, activations: str, rows: int, columns: int) -> bool:
     if not (arch := arch_of(device)):
         return False
     from fxquant.triton_kernels import kernels_for

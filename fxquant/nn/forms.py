@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fxquant import numerics
 from fxquant.errors import ShapeMismatch
+from fxquant.numerics.held import held_dtype
 from fxquant.ops.storage import check_table
 from fxquant.spec import TensorSpec
 from fxquant.tensor import QuantizedTensor
@@ -55,7 +56,7 @@ def form_of(
     on_int8_kernels: bool = True,
     on_device: str = "",
 ) -> Form:
-    """The form for a weight that kernels read: of products, of int8 rows, a device's own; or that is decoded by rows."""
+    """The form for a weight that kernels read (of products, of int8 rows, a device's), or that is decoded by rows."""
     if not on_kernels or not numerics.fits_panels(spec) or shape[1] > numerics.MAX_IN_FEATURES:
         layout = "rows"
     elif on_device:
@@ -119,9 +120,7 @@ def decoded(parts: tuple[Tensor | None, ...], form: Form, dtype: torch.dtype) ->
     if form.layout in _STORED_LAYOUTS:
         return _FXQUANT.decode_rows(codes, scale, zero_point, tensor_scale, form.columns, form.spec, dtype)
     if form.layout == "tiles":
-        weight = unpack(parts, form)
-        numbers = weight.scale, weight.zero_point, form.spec, dtype, weight.tensor_scale
-        return _FXQUANT.dequantize(weight.codes, *numbers)
+        return _FXQUANT.decode_tiles(codes, scale, zero_point, tensor_scale, form.columns, form.spec, dtype)
     return _FXQUANT.decode_weight(codes, scale, zero_point, tensor_scale, form.rows, form.columns, form.spec, dtype)
 
 
@@ -141,7 +140,10 @@ def from_storage(stored: Mapping[str, Tensor], spec: TensorSpec, columns: int) -
     told = bytes(stored["spec"].tolist()).decode()
     if told != str(spec):
         raise ShapeMismatch(where, f"codes of {told}", str(spec))
-    rows, numbers = stored["codes"], (stored["scale"], stored.get("zero_point"), stored.get("tensor_scale"))
+    rows, scale = stored["codes"], stored["scale"]
+    if spec.scale_dtype.itemsize == 1 and scale.dtype in (torch.uint8, spec.scale_dtype):
+        scale = scale.view(held_dtype(spec.scale_dtype, scale.device))  # saved from another kind of device
+    numbers = scale, stored.get("zero_point"), stored.get("tensor_scale")
     check_table("fxquant.nn", rows, *numbers, columns, str(spec), torch.float32)
     return QuantizedTensor(spec, _FXQUANT.unpack_rows(rows, str(spec), columns), *numbers)
 
@@ -153,8 +155,8 @@ def stored_parts(spec: TensorSpec) -> list[str]:
 
 
 def read(held: Tensor, form: Form) -> Tensor:
-    """A held scale (zero point, shift) in its own dtype."""
-    return held if form.byte_scale is None else held.view(form.byte_scale)
+    """A held scale (zero point, shift) in its own dtype, if its device has that."""
+    return held if form.byte_scale is None else held.view(held_dtype(form.byte_scale, held.device))
 
 
 def transposed(t: Tensor) -> Tensor:

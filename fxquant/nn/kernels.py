@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxquant.nn import devices
-from fxquant.nn.forms import ON_DEVICES, Form, read
+from fxquant.nn.forms import ON_DEVICES, Form, decoded, read
 from fxquant.spec import TensorSpec
 
 _FXQUANT = torch.ops.fxquant
@@ -54,13 +54,17 @@ def linear_of(
 def _tiled(
     module: Any, parts: tuple[Tensor | None, ...], form: Form, x: Tensor, bias: Tensor | None, activations: str
 ) -> Tensor:
-    """The same by the Triton kernels: on codes of x where they multiply those, else on x rounded to its format."""
+    """The same by the Triton kernels: on codes of x where they multiply those, else on x rounded to its format.
+
+    Codes have no gradient: an x that wants one is rounded.
+    """
     codes, scale, zero_point, tensor_scale = parts
     assert scale is not None
     zero_point = None if zero_point is None else read(zero_point, form)
     weight = codes, read(scale, form), zero_point, tensor_scale
     tail = bias, None, "", form.columns, form.spec, x.dtype, ()
-    if activations:
+    wants_gradient = torch.is_grad_enabled() and x.requires_grad
+    if activations and not wants_gradient:
         static = module.input_scale is not None
         x_spec = f"{module._static_spec.partition('/')[0]}/token" if static else activations
         if devices.multiplies_codes(x.device, form.spec, x_spec, form.rows, form.columns):
@@ -72,7 +76,10 @@ def _tiled(
                 if TensorSpec.parse(activations).format.bits == _PAIRED:
                     x_codes = _FXQUANT.pack_rows(x_codes, activations)
             return _FXQUANT.tiled_linear_codes(x_codes, x_scale, whole, x_spec, *weight, *tail)
-    return _FXQUANT.tiled_linear(module.rounded(x, activations), *weight, *tail)
+    x = module.rounded(x, activations)
+    if form.layout == "blocks":
+        return nn.functional.linear(x, decoded(parts, form, x.dtype), None if bias is None else bias.to(x.dtype))
+    return _FXQUANT.tiled_linear(x, *weight, *tail)
 
 
 def convolution(module: Any, x: Tensor, bias: Tensor | None, activations: str, geometry: tuple[Any, ...]) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fxquant.numerics.bits import pack_bits, packed_bytes, unpack_bits
+from fxquant.numerics.held import held_dtype
 from fxquant.spec import CHANNEL, TensorSpec, group
 
 PANEL = 64  # output features
@@ -61,9 +62,10 @@ def unpack_panels(packed: Tensor, out_features: int, in_features: int, spec: Ten
 
 
 def pattern_codes(patterns: Tensor, spec: TensorSpec) -> Tensor:
-    """Codes in the spec's code dtype of the uint8 patterns that stand for them."""
-    flip = _flip(spec)
-    return (patterns.to(torch.int16) - flip).to(torch.int8) if flip else patterns.view(spec.code_dtype)
+    """Codes in the spec's code dtype, as the device holds it, of the uint8 patterns that stand for them."""
+    if flip := _flip(spec):
+        return (patterns.to(torch.int16) - flip).to(torch.int8)
+    return patterns.view(held_dtype(spec.code_dtype, patterns.device))
 
 
 def _planes(patterns: Tensor, bits: int) -> Tensor:

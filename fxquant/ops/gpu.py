@@ -1,7 +1,7 @@
 """The ops on the CUDA key (AMD's GPUs have it too): Triton kernels by plan, the reference where none takes a problem.
 
 Triton is imported at the first call. Nothing here waits for the device or allocates but for results, so that a CUDA
-graph can hold every call.
+graph can hold every call once its kernel is compiled and loaded: after a first one outside of the graph.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from fxquant.errors import NoGpuKernelWarning
 from fxquant.numerics import decode, pack_codes_rows
 from fxquant.ops import reference
 from fxquant.ops.checks import activation_spec, check_activation, check_devices
+from fxquant.ops.fitting import launch_fitting
 from fxquant.ops.library import LIBRARY
 from fxquant.ops.norm_quantize import check_norm
 from fxquant.ops.quantize_static import check_static
@@ -43,30 +44,30 @@ def tiled_linear(
     plan: Sequence[int],
 ) -> Tensor:
     """tiled_linear by a kernel. Where x has another dtype than the result, both are float32 in the kernel."""
-    check_tiled_linear(x, tiles, scale, zero_point, tensor_scale, bias, residual, activation, in_features, spec, dtype)
+    weight = (tiles, scale, zero_point, tensor_scale)
+    parsed = check_tiled_linear(x, *weight, bias, residual, activation, in_features, spec, dtype)
     inner = dtype if x.dtype == dtype else torch.float32
     problem = Problem("linear", x.shape[:-1].numel(), tiles.shape[0], in_features, spec, "", _word(inner))
-    config = config_for(plan if inner == dtype else (), problem, arch_on(x.device))  # the plan is for its dtype
+    arch = arch_on(x.device)
+    config = config_for(plan if inner == dtype else (), problem, arch)  # the plan is for its dtype
     if config is None:
-        return reference.tiled_linear(
-            x, tiles, scale, zero_point, tensor_scale, bias, residual, activation, in_features, spec, dtype, plan
-        )
+        return reference.tiled_linear(x, *weight, bias, residual, activation, in_features, spec, dtype, plan)
     from fxquant.triton_kernels.operands import LinearOperands
 
     operands = LinearOperands(
         x=x.reshape(problem.m, in_features).to(inner),
-        tiles=tiles,
-        scale=scale,
+        tiles=tiles.contiguous(),
+        scale=scale.contiguous(),
         in_features=in_features,
         spec=spec,
         dtype=inner,
-        zero_point=zero_point,
-        tensor_scale=tensor_scale,
-        bias=bias,
+        zero_point=_dense(zero_point),
+        tensor_scale=_dense(tensor_scale if parsed.has_tensor_scale else None),
+        bias=_dense(bias),
         residual=_rows(residual, problem),
         activation=activation,
     )
-    return _launch(config, operands).to(dtype).view([*x.shape[:-1], problem.n])
+    return launch_fitting(config, operands, problem, arch).to(dtype).view([*x.shape[:-1], problem.n])
 
 
 def tiled_linear_codes(
@@ -91,7 +92,8 @@ def tiled_linear_codes(
     epilogue = (bias, residual, activation, in_features, spec, dtype)
     parsed, x_parsed = check_codes_linear(codes, x_scale, x_tensor_scale, x_spec, *weight, *epilogue)
     problem = Problem("linear", codes.shape[:-1].numel(), tiles.shape[0], in_features, spec, x_spec, _word(dtype))
-    config = config_for(plan, problem, arch_on(codes.device))
+    arch = arch_on(codes.device)
+    config = config_for(plan, problem, arch)
     if config is None:
         return reference.tiled_linear_codes(codes, x_scale, x_tensor_scale, x_spec, *weight, *epilogue, plan)
     from fxquant.triton_kernels.operands import LinearOperands
@@ -101,23 +103,21 @@ def tiled_linear_codes(
         x = pack_codes_rows(x, x_parsed)
     operands = LinearOperands(
         x=x,
-        tiles=tiles,
-        scale=scale,
+        tiles=tiles.contiguous(),
+        scale=scale.contiguous(),
         in_features=in_features,
         spec=spec,
         dtype=dtype,
         x_spec=x_spec,
         x_scale=x_scale.reshape(-1, x_scale.shape[-1]),
-        x_tensor_scale=x_tensor_scale.reshape(1, 1)
-        if x_parsed.has_tensor_scale and x_tensor_scale is not None
-        else None,
-        zero_point=zero_point,
-        tensor_scale=tensor_scale if parsed.has_tensor_scale else None,
-        bias=bias,
+        x_tensor_scale=_whole(x_tensor_scale, x_parsed),
+        zero_point=_dense(zero_point),
+        tensor_scale=_dense(tensor_scale if parsed.has_tensor_scale else None),
+        bias=_dense(bias),
         residual=_rows(residual, problem),
         activation=activation,
     )
-    return _launch(config, operands).view([*codes.shape[:-1], problem.n])
+    return launch_fitting(config, operands, problem, arch).view([*codes.shape[:-1], problem.n])
 
 
 def quantize_dynamic(x: Tensor, spec: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -173,7 +173,8 @@ def embedding_dequantize(
     table = (rows, scale, zero_point, tensor_scale, embedding_dim, spec, dtype)
     check_table("fxquant.embedding_dequantize", *table)
     problem = Problem("embedding", indices.numel(), rows.shape[0], embedding_dim, spec, "", _word(dtype))
-    config = config_for((), problem, arch_on(rows.device))
+    arch = arch_on(rows.device)
+    config = config_for((), problem, arch)
     if config is None:
         return reference.embedding_dequantize(indices, *table)
     from fxquant.triton_kernels.operands import EmbeddingOperands
@@ -188,7 +189,7 @@ def embedding_dequantize(
         zero_point=zero_point,
         tensor_scale=tensor_scale,
     )
-    return _launch(config, operands).view([*indices.shape, embedding_dim])
+    return launch_fitting(config, operands, problem, arch).view([*indices.shape, embedding_dim])
 
 
 def _quantized(x: Tensor, spec: TensorSpec, extra: str = "", **more: Any) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -198,12 +199,14 @@ def _quantized(x: Tensor, spec: TensorSpec, extra: str = "", **more: Any) -> tup
     if spec.granularity.kind == "sample":  # a sample is a token once its axes are one
         rows, width, text = x.shape[0], x.shape[1:].numel(), text.replace("sample", "token")
     problem = Problem("quantize", rows, 0, width, "", text, _word(x.dtype), extra)
-    config = config_for((), problem, arch_on(x.device))
+    arch = arch_on(x.device)
+    config = config_for((), problem, arch)
     if config is None:
         return None
     from fxquant.triton_kernels.operands import QuantizeOperands
 
-    codes, scale, *rest = _launch(config, QuantizeOperands(x.reshape(rows, width), text, **more))
+    operands = QuantizeOperands(x.reshape(rows, width), text, **more)
+    codes, scale, *rest = launch_fitting(config, operands, problem, arch)
     static = extra == "static"  # each row has the one scale, or NaN
     shape = [*x.shape[:-1], 1] if static else spec.granularity.scale_shape(x.shape)
     whole = rest[0] if rest and rest[0] is not None else None
@@ -213,6 +216,11 @@ def _quantized(x: Tensor, spec: TensorSpec, extra: str = "", **more: Any) -> tup
 
 def _whole(tensor_scale: Tensor | None, spec: TensorSpec) -> Tensor | None:
     return tensor_scale.reshape(1, 1) if spec.has_tensor_scale and tensor_scale is not None else None
+
+
+def _dense(t: Tensor | None) -> Tensor | None:
+    """As kernels read what belongs to a weight; a view of another tensor is copied."""
+    return None if t is None else t.contiguous()
 
 
 def _none(x: Tensor) -> Tensor:
@@ -225,12 +233,6 @@ def _rows(residual: Tensor | None, problem: Problem) -> Tensor | None:
 
 def _word(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _launch(config: KernelConfig, operands: Any) -> Any:
-    from fxquant.triton_kernels import launch_by
-
-    return launch_by(config, operands)
 
 
 @functools.cache
@@ -267,7 +269,7 @@ def _planned(plan: tuple[int, ...], problem: Problem, arch: str) -> KernelConfig
 @functools.lru_cache(maxsize=4096)
 def _looked_up(problem: Problem, arch: str) -> KernelConfig | None:
     from fxquant.triton_kernels import KERNELS, kernels_for
-    from fxquant.tuning.lookup import lookup
+    from fxquant.tuning.plans.lookup import lookup
 
     target = arch_named(arch)
     able = kernels_for(problem, target)

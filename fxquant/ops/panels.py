@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fxquant import numerics
 from fxquant.errors import GradientsNeedTraining, InvalidSpec, ShapeMismatch
+from fxquant.numerics.held import held_dtype
 from fxquant.ops.checks import ACTIVATION_DTYPES, check_devices
 from fxquant.ops.library import declare, no_gradient
 from fxquant.spec import TensorSpec
@@ -34,7 +35,7 @@ def unpack_panels(packed: Tensor, out_features: int, in_features: int, spec: str
 def _unpack_panels_fake(packed: Tensor, out_features: int, in_features: int, spec: str) -> Tensor:
     parsed = panel_spec("fxquant.unpack_panels", spec)
     check_panels("fxquant.unpack_panels", packed, out_features, in_features, parsed)
-    return packed.new_empty([out_features, in_features], dtype=parsed.code_dtype)
+    return packed.new_empty([out_features, in_features], dtype=held_dtype(parsed.code_dtype, packed.device))
 
 
 def pack_granules(t: Tensor, spec: str, out_features: int, in_features: int) -> Tensor:
@@ -122,7 +123,7 @@ def check_coded(
         raise ShapeMismatch(op, f"in_features {in_features}", f"1 to {numerics.MAX_IN_FEATURES}")
     check_panels(op, packed, out_features, in_features, spec)
     shapes = [numerics.granule_shape(out_features, in_features, spec, joined) for joined in (False, True)]
-    _check_granules(op, "scale", scale, spec.scale_dtype, shapes, spec)
+    _check_granules(op, "scale", scale, held_dtype(spec.scale_dtype, packed.device), shapes, spec)
     if spec.has_zero_point:
         dtype = torch.uint8 if spec.scheme == "affine" else spec.scale_dtype
         _check_granules(op, "zero_point", zero_point, dtype, shapes, spec)
@@ -154,7 +155,7 @@ def _described(what: str, t: Tensor | None) -> str:
 
 def _codes_spec(codes: Tensor, text: str) -> TensorSpec:
     spec = panel_spec("fxquant.pack_panels", text)
-    if codes.dim() != 2 or codes.dtype != spec.code_dtype:
+    if codes.dim() != 2 or codes.dtype != held_dtype(spec.code_dtype, codes.device):
         met = f"codes of {codes.dim()} dimensions and dtype {codes.dtype}"
         raise ShapeMismatch("fxquant.pack_panels", met, f"{spec.code_dtype} of shape [N, K] for spec {spec}")
     return spec

@@ -8,7 +8,8 @@ row of x has only one. Scales of one byte (e8m0, e4m3) are multiplied onto the v
 
 Then y = activation(z + bias) + residual in float32, and one rounding to `dtype`. `plan` says by which configurations of
 which kernels a GPU computes it (`fxquant.target.Plan.to_ints`; empty: as this machine's tables say); the reference has
-no use for it. The gradient to x is that of a linear over the decoded weight; codes have none.
+no use for it. The gradient to x is that of a linear over the decoded weight; codes have none, but the bias and the
+residual that are added to their product have, where no activation function stands between.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from fxquant.errors import GradientsNeedTraining
 from fxquant.numerics.tiles import unpack_tiles
 from fxquant.ops.coded_linear import integer_product
 from fxquant.ops.library import declare
-from fxquant.ops.quantize import refuse
 from fxquant.ops.tiled_checks import check_codes_linear, check_tiled_linear, stored_form
 from fxquant.ops.tiles import by_rows, decode_tiles
 from fxquant.spec import TensorSpec
@@ -250,6 +250,22 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return tuple(grads)
 
 
+def _save_of_codes(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    bias, residual, ctx.activation = inputs[8:11]
+    ctx.dtypes = [None if t is None else t.dtype for t in (bias, residual)]
+
+
+def _backward_of_codes(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    if any(ctx.needs_input_grad[:8]) or (ctx.activation and ctx.needs_input_grad[8]):
+        raise GradientsNeedTraining("fxquant.tiled_linear_codes")
+    grads: list[Tensor | None] = [None] * 15
+    if ctx.needs_input_grad[8]:
+        grads[8] = grad.float().reshape(-1, grad.shape[-1]).sum(0).to(ctx.dtypes[0])
+    if ctx.needs_input_grad[9]:
+        grads[9] = grad.to(ctx.dtypes[1])
+    return tuple(grads)
+
+
 declare(
     "tiled_linear(Tensor x, Tensor tiles, Tensor scale, Tensor? zero_point, Tensor? tensor_scale, Tensor? bias, "
     "Tensor? residual, str activation, int in_features, str spec, ScalarType dtype, int[] plan) -> Tensor",
@@ -264,5 +280,6 @@ declare(
     "str spec, ScalarType dtype, int[] plan) -> Tensor",
     reference=tiled_linear_codes,
     fake=_tiled_linear_codes_fake,
-    backward=refuse("tiled_linear_codes"),
+    backward=_backward_of_codes,
+    setup_context=_save_of_codes,
 )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +11,7 @@ from torch.fx import GraphModule, Node
 from fxquant.annotation import Declined, PassResult, amend_note, note_of
 from fxquant.graphs import VALUE_KEY, is_written_between, target_name, value_of, written_by
 from fxquant.passes.base import Pass
-from fxquant.passes.sites import where
+from fxquant.passes.sites import argument, torch_word, where
 
 _OPS = torch.ops.fxquant
 # Where each op takes its residual; the activation stands behind it.
@@ -55,13 +53,13 @@ def _take(gm: GraphModule, node: Node, step: Any, result: PassResult) -> None:
 def _fuse_activation(gm: GraphModule, node: Node) -> bool | str:
     """True if it was done; else why not, empty where there is nothing to do."""
     place = _RESIDUAL[node.target]
-    found = next((user for user in node.users if _word(user) in _ACTIVATIONS and user.args[:1] == (node,)), None)
+    found = next((user for user in node.users if torch_word(user) in _ACTIVATIONS and user.args[:1] == (node,)), None)
     if found is None or node.args[place] is not None or node.args[place + 1]:
         return ""
     if why := _why_not(node, found):
-        return f"{_word(found)}: {why}"
-    name = _word(found).removesuffix("_")
-    if name == "gelu" and _argument(found, 1, "approximate", "none") == "tanh":
+        return f"{torch_word(found)}: {why}"
+    name = torch_word(found).removesuffix("_")
+    if name == "gelu" and argument(found, 1, "approximate", "none") == "tanh":
         name = "gelu_tanh"
     node.update_arg(place + 1, name)
     _replace(gm, found, node, f"+{name}")
@@ -70,7 +68,7 @@ def _fuse_activation(gm: GraphModule, node: Node) -> bool | str:
 
 def _fuse_residual(gm: GraphModule, node: Node) -> bool | str:
     place = _RESIDUAL[node.target]
-    found = next((user for user in node.users if _word(user) in _ADDITIONS and node in user.args[:2]), None)
+    found = next((user for user in node.users if torch_word(user) in _ADDITIONS and node in user.args[:2]), None)
     if found is None or node.args[place] is not None:
         return ""
     if why := _why_not(node, found) or _why_no_residual(node, found):
@@ -103,10 +101,10 @@ def _why_no_residual(node: Node, add: Node) -> str:
     value, product = value_of(residual), value_of(node)
     if not isinstance(value, torch.Tensor):
         return "what is added is no other tensor"
-    if value.shape != product.shape or value.dtype != product.dtype:
+    if _sizes(value) != _sizes(product) or value.dtype != product.dtype:
         met = f"{list(value.shape)} {value.dtype}"
         return f"what is added is {met}, the linear's result {list(product.shape)} {product.dtype}"
-    if _argument(add, 2, "alpha", 1) != 1 or add.kwargs.keys() - {"alpha"}:
+    if argument(add, 2, "alpha", 1) != 1 or add.kwargs.keys() - {"alpha"}:
         return "what is added is scaled first"
     if residual in written_by(add):
         return "the model adds in place to what is read elsewhere"
@@ -122,27 +120,15 @@ def _replace(gm: GraphModule, user: Node, node: Node, word: str) -> None:
     gm.graph.erase_node(user)
     node.meta[VALUE_KEY] = value
     note = note_of(node)
-    amend_note(node, kernel=f"{note.kernel} {word}", made_by=(*note.made_by, FuseEpilogues.name))
+    kernel = note.kernel or target_name(node).removeprefix("fxquant.")  # of a frozen module: no rule has named it
+    amend_note(node, kernel=f"{kernel} {word}", made_by=(*note.made_by, FuseEpilogues.name))
 
 
-def _word(node: Node) -> str:
-    if node.op not in ("call_function", "call_method") or (node.op == "call_function" and not _is_known(node.target)):
-        return ""
-    return target_name(node).removeprefix("aten.")
+def _sizes(value: torch.Tensor) -> list[str]:
+    """As text: comparing symbolic sizes would guard the graph, and fail where a size is known only when it runs."""
+    return list(map(str, value.shape))
 
 
-def _is_known(target: Any) -> bool:
-    """A function of torch or of Python's operators, not one of the user's that has such a name."""
-    if isinstance(target, torch._ops.OpOverload):
-        return target.namespace == "aten"
-    module = getattr(target, "__module__", None) or ""
-    return module.startswith("torch") or module in ("_operator", "") or target in vars(operator).values()
-
-
-def _argument(node: Node, place: int, name: str, default: Any) -> Any:
-    return node.args[place] if place < len(node.args) else node.kwargs.get(name, default)
-
-
-def _layout(value: torch.Tensor) -> Iterator[Any] | tuple[Any, ...]:
-    sizes = list(zip(map(str, value.shape), map(str, value.stride()), strict=True))
-    return tuple(size for size, _ in sizes), tuple(stride for size, stride in sizes if size != "1")
+def _layout(value: torch.Tensor) -> tuple[list[str], list[str]]:
+    sizes = _sizes(value)
+    return sizes, [str(stride) for size, stride in zip(sizes, value.stride(), strict=True) if size != "1"]

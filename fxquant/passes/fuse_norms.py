@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch.fx import GraphModule, Node
@@ -13,6 +13,7 @@ from fxquant.annotation import Declined, PassResult
 from fxquant.graphs import add_call, is_written_between, source_line, target_name, value_of
 from fxquant.ops.checks import ACTIVATION_DTYPES
 from fxquant.passes.base import Pass
+from fxquant.passes.sites import argument, torch_word
 from fxquant.spec import TensorSpec
 from fxquant.target import Problem
 
@@ -103,18 +104,18 @@ def norm_at(node: Any) -> Norm | None:
     """The norm over the last axis whose result that node is; None if it is none."""
     if not isinstance(node, Node):
         return None
-    word = _word(node)
+    word = torch_word(node)
     if word in ("rms_norm", "layer_norm"):
         return _norm_op(node, word)
     return _spelled_out(node) if word == "mul" else None
 
 
 def _norm_op(node: Node, word: str) -> Norm | None:
-    x, shape = node.args[:2]
-    weight = _argument(node, 2, "weight", None)
-    bias = _argument(node, 3, "bias", None) if word == "layer_norm" else None
+    x, shape = argument(node, 0, "input"), argument(node, 1, "normalized_shape")
+    weight = argument(node, 2, "weight")
+    bias = argument(node, 3, "bias") if word == "layer_norm" else None
     place, default = (4, 1e-5) if word == "layer_norm" else (3, None)
-    eps = _argument(node, place, "eps", default)
+    eps = argument(node, place, "eps", default)
     if not isinstance(x, Node) or not isinstance(shape, (tuple, list)) or len(shape) != 1:
         return None
     if eps is None:
@@ -126,11 +127,11 @@ def _norm_op(node: Node, word: str) -> Norm | None:
 def _spelled_out(node: Node) -> Norm | None:
     """weight * cast(wide * rsqrt(mean(wide ** 2) + eps)), wide = cast(x)."""
     for weight, rest in _either_way(node):
-        if not (isinstance(weight, Node) and isinstance(rest, Node)) or value_of(weight).dim() != 1:
+        if not (_is_tensor(weight) and _is_tensor(rest)) or value_of(weight).dim() != 1:
             continue
         steps = [node]
         rest = _through_cast(rest, steps)
-        if _word(rest) != "mul":
+        if torch_word(rest) != "mul":
             continue
         for wide, root in _either_way(rest):
             found = _root_of_mean_square(wide, root)
@@ -145,16 +146,16 @@ def _spelled_out(node: Node) -> Norm | None:
 
 def _root_of_mean_square(wide: Any, root: Any) -> tuple[float, list[Node]] | None:
     """eps and the nodes, if root is rsqrt(mean(wide ** 2, -1, keepdim) + eps)."""
-    if not (isinstance(wide, Node) and isinstance(root, Node)) or _word(root) != "rsqrt":
+    if not (_is_tensor(wide) and _is_tensor(root)) or torch_word(root) != "rsqrt":
         return None
-    total = root.args[0]
-    if not isinstance(total, Node) or _word(total) != "add":
+    total = argument(root, 0, "input")
+    if not _is_tensor(total) or torch_word(total) != "add":
         return None
     for mean, eps in _either_way(total):
-        if not isinstance(mean, Node) or _word(mean) != "mean" or not isinstance(eps, float):
+        if not isinstance(mean, Node) or torch_word(mean) != "mean" or not isinstance(eps, float):
             continue
-        square, axis = mean.args[0], _argument(mean, 1, "dim", None)
-        if axis not in (-1, [-1], (-1,)) or _argument(mean, 2, "keepdim", False) is not True or "dtype" in mean.kwargs:
+        square, axis = argument(mean, 0, "input"), argument(mean, 1, "dim")
+        if axis not in (-1, [-1], (-1,)) or argument(mean, 2, "keepdim") is not True or "dtype" in mean.kwargs:
             continue
         if isinstance(square, Node) and _is_square(square, wide):
             return eps, [root, total, mean, square]
@@ -162,7 +163,7 @@ def _root_of_mean_square(wide: Any, root: Any) -> tuple[float, list[Node]] | Non
 
 
 def _is_square(node: Node, wide: Node) -> bool:
-    match _word(node):
+    match torch_word(node):
         case "pow":
             return node.args == (wide, 2)
         case "square":
@@ -174,7 +175,7 @@ def _is_square(node: Node, wide: Node) -> bool:
 
 def _through_cast(node: Node, steps: list[Node]) -> Node:
     """The node behind a cast to another float dtype; the cast is noted as a step."""
-    if _word(node) in ("to", "float", "_to_copy", "type_as") and isinstance(node.args[0], Node):
+    if torch_word(node) in ("to", "float", "_to_copy", "type_as") and node.args and _is_tensor(node.args[0]):
         is_dtype = all(isinstance(arg, (torch.dtype, Node)) for arg in node.args[1:])
         same = value_of(node).device == value_of(node.args[0]).device
         if is_dtype and same and not node.kwargs.keys() - {"dtype"}:
@@ -190,11 +191,5 @@ def _either_way(node: Node) -> tuple[tuple[Any, Any], ...]:
     return (one, other), (other, one)
 
 
-def _word(node: Node) -> str:
-    if node.op not in ("call_function", "call_method"):
-        return ""
-    return target_name(node).removeprefix("aten.")
-
-
-def _argument(node: Node, place: int, name: str, default: Any) -> Any:
-    return node.args[place] if place < len(node.args) else node.kwargs.get(name, default)
+def _is_tensor(value: Any) -> TypeGuard[Node]:
+    return isinstance(value, Node) and isinstance(value_of(value), torch.Tensor)

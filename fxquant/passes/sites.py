@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.fx import Node
 
 from fxquant.annotation import note_of
-from fxquant.graphs import ancestors, source_line
+from fxquant.graphs import ancestors, source_line, target_name
 
 _TO_COPY, _CAPTURE = torch.ops.aten._to_copy.default, "capture"
 
@@ -29,3 +31,25 @@ def uncast(weight: Node) -> Node:
         return weight
     (source,) = weight.all_input_nodes
     return source
+
+
+def torch_word(node: Node) -> str:
+    """What a node calls, as `target_name` has it and without 'aten.'; '' if that is neither torch's nor an operator.
+
+    So a function of the user's is not taken for the one of torch that has its name.
+    """
+    if node.op == "call_function" and not _is_known(node.target):
+        return ""
+    return target_name(node).removeprefix("aten.") if node.op in ("call_function", "call_method") else ""
+
+
+def _is_known(target: Any) -> bool:
+    if isinstance(target, torch._ops.OpOverload):
+        return target.namespace == "aten"
+    module = getattr(target, "__module__", None)  # torch's functions in C have none
+    return not module or module.partition(".")[0] in ("torch", "_operator")
+
+
+def argument(node: Node, place: int, name: str, default: Any = None) -> Any:
+    """An argument of a call that may be given by place or by name."""
+    return node.args[place] if place < len(node.args) else node.kwargs.get(name, default)

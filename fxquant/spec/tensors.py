@@ -139,17 +139,20 @@ class TensorSpec:
             return text
         if not isinstance(text, str):
             raise InvalidSpec(text, "a tensor spec is text such as 'int8/channel'")
-        return _parsed(text)
+        # Dynamo passes over caches, and warns of them.
+        return _parse(text) if torch.compiler.is_compiling() else _parsed(text)
 
 
-@functools.lru_cache(maxsize=1024)  # ops read texts at every call
-def _parsed(text: str) -> TensorSpec:
+def _parse(text: str) -> TensorSpec:
     parts = NAMED_SPECS.get(text.strip(), text.strip()).split("/")
     if len(parts) not in (2, 3, 4):
         near = nearest(text, tuple(NAMED_SPECS))
         raise InvalidSpec(text, FORM + (f"; did you mean {near!r}?" if near else ""))
     scheme, scale = _scheme_and_scale(text, parts[2:])
     return TensorSpec(number_format(parts[0]), Granularity.parse(parts[1]), scheme, scale)
+
+
+_parsed = functools.lru_cache(maxsize=1024)(_parse)  # ops read texts at every call
 
 
 def _scheme_and_scale(text: str, parts: list[str]) -> tuple[Scheme, Scale]:

@@ -41,9 +41,9 @@ class Board:
     bandwidth: float
     cache: int
     cache_bandwidth: float
-    operations: Mapping[str, float]
+    operations: Mapping[str, float] = field(hash=False)
     attainable: float = 1.0
-    sustained: Mapping[str, float] = field(default_factory=dict)
+    sustained: Mapping[str, float] = field(default_factory=dict, hash=False)
     latency: float = 600e-9
     launch: float = 0.5e-6
 
@@ -97,7 +97,9 @@ class Arch:
     scaled_dot: bool = False
     tensor_maps: bool = False
     issued: int = 4
-    lanes: Mapping[str, int] = field(default_factory=lambda: {"integer": 64, "floating": 128, "conversions": 64})
+    lanes: Mapping[str, int] = field(
+        default_factory=lambda: {"integer": 64, "floating": 128, "conversions": 64}, hash=False
+    )
     shared_rate: int = 128
     cache_rate: int = 64
     warp_matrix: float = 1.0

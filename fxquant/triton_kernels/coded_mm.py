@@ -48,7 +48,7 @@ from fxquant.triton_kernels.coded_tiles import by_unit, tiles_for
 from fxquant.triton_kernels.decode import load_patterns, scale_value, widen
 from fxquant.triton_kernels.epilogue import finish
 from fxquant.triton_kernels.kernel import TritonKernel
-from fxquant.triton_kernels.launching import launch, output
+from fxquant.triton_kernels.launching import is_aligned, launch, output
 from fxquant.triton_kernels.operands import LinearOperands
 
 GROUP_M = 8
@@ -214,6 +214,8 @@ def _run(operands: LinearOperands, config: KernelConfig) -> Tensor:
     out = output((m, n), operands.dtype, x.device)
     into = output((splits, m, n), torch.float32, x.device) if splits > 1 else out
     tiles, scale, zero, whole = coded_pointers(operands)
+    if n == 0 or not is_aligned(tiles):
+        meta["TMA"] = 0
     source = TensorDescriptor.from_tensor(tiles, [meta["BLOCK_N"], coded["STEP"]]) if meta["TMA"] else tiles
     launch(
         _coded_mm,
@@ -240,7 +242,7 @@ def _candidates(problem: Problem, arch: Arch) -> tuple[KernelConfig, ...]:
     unit = by_unit(arch)
     tiles = tiles_for(problem, arch)
     best = [CODED_MM.config(*tile[:3], GROUP_M, tf32, maps, unit, *tile[3:]) for tile in tiles]
-    if maps:
+    if maps and TensorSpec.parse(problem.weights).format.bits < 8:  # pointers to whole bytes are read 8 at a time
         best.insert(1, CODED_MM.config(*tiles[0][:3], GROUP_M, tf32, 0, unit, *tiles[0][3:]))
     return tuple(best)
 

@@ -155,9 +155,9 @@ def _sum_splits(
     ACTIVATION: tl.constexpr,
 ):
     """parts_ptr float32 [SPLIT_K, M, N], contiguous, summed first to last; out_ptr [M, N], contiguous; the others as in
-    `finish`. Programs: (columns, rows)."""
-    rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    `finish`. Programs: (rows, columns)."""
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    cols = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = (rows < M)[:, None] & (cols < N)[None, :]
     at = rows.to(tl.int64)[:, None] * N + cols[None, :]
     y = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -185,7 +185,7 @@ def sum_splits(parts: Tensor, out: Tensor, operands: LinearOperands) -> None:
     """The sum of float32 parts [SPLIT_K, M, N], always in one order, with the epilogue of the operands, into `out`."""
     (bias, residual, stride), meta = epilogue_of(operands)
     splits, m, n = parts.shape
-    grid = (triton.cdiv(n, SUM_BLOCK_N), triton.cdiv(m, SUM_BLOCK_M))
+    grid = (triton.cdiv(m, SUM_BLOCK_M), triton.cdiv(n, SUM_BLOCK_N))  # the second one is 65535 at most
     launch(
         _sum_splits, grid, parts, out, bias, residual, m, n, stride,
         SPLIT_K=splits, BLOCK_M=SUM_BLOCK_M, BLOCK_N=SUM_BLOCK_N, num_warps=4, **meta,

@@ -27,20 +27,25 @@ class Tile(NamedTuple):
 # (rows of x, rows of the weight, warps), by how many rows of x there are; a warp group of sm90 takes 64 rows of the
 # weight, a warp of mma.sync 16. Best guess first.
 _SHAPES: dict[int, tuple[tuple[int, int, int], ...]] = {
-    16: ((16, 64, 4), (16, 128, 4), (16, 128, 8), (16, 64, 2), (32, 64, 4)),
+    16: ((16, 64, 4), (16, 128, 4), (16, 128, 8), (16, 64, 2), (32, 64, 4), (16, 128, 2)),
     32: ((32, 64, 4), (32, 128, 4), (16, 128, 8), (32, 128, 8), (64, 64, 4)),
     64: ((64, 64, 4), (64, 128, 8), (32, 128, 4), (32, 64, 4), (64, 128, 4), (64, 64, 8)),
     128: ((64, 128, 8), (128, 128, 8), (64, 128, 4), (64, 64, 4), (64, 64, 8), (32, 128, 8), (32, 64, 4)),
     1 << 30: (
         (128, 128, 8), (64, 128, 8), (128, 256, 8), (64, 128, 4), (64, 256, 8), (64, 64, 4), (64, 64, 8), (32, 128, 8),
-        (32, 64, 4),
+        (32, 128, 4), (32, 64, 4),
     ),
 }  # fmt: skip
 _LAST = (16, 64, 4)  # where no other fits
-# Sums that a thread may hold, of all and of a group. Operands in float32 need room as well, and so do those of a chunk
-# that is multiplied in many products, whose decoding the compiler interleaves.
-_SUMS, _FEW_SUMS, MANY_PRODUCTS = 128, 32, 8
+# Registers that a thread may hold of sums (those of a group are another set) and of a decoded chunk; fewer where
+# mma.sync multiplies, or a chunk has several groups. Where operands are float32, or a chunk is multiplied in many
+# products, whose decoding the compiler interleaves, so many of sums alone.
+_REGISTERS, _FEWER_REGISTERS = 160, 128
+_FEW_SUMS, MANY_PRODUCTS = 32, 8
+_TENSOR_MEMORY = 512  # columns of it that a processor of sm100 has, of 128 rows of 4 bytes
 _LOAD = 16  # bytes
+_WARP_GROUP = 4  # warps
+_MFMA = 32  # rows and columns of AMD's instruction, where the tile has them: warps beyond do others' products again
 
 
 def by_unit(arch: Arch) -> int:
@@ -53,18 +58,37 @@ def tiles_for(problem: Problem, arch: Arch) -> tuple[Tile, ...]:
     spec = TensorSpec.parse(problem.weights)
     meta = coded_meta(spec, problem.k, DTYPES[problem.dtype])
     shapes = next(shapes for most, shapes in _SHAPES.items() if problem.m <= most)
-    most = _FEW_SUMS if meta["WIDE"] or meta["CHUNK"] // meta["STEP"] >= MANY_PRODUCTS else _SUMS
     found: list[tuple[int, int, int, int]] = []
     for m, n, warps in (*shapes, _LAST):
         if (m, n, warps) == _LAST and found:
             break
-        sums = m * n // (warps * arch.warp_size) * (2 if meta["MODE"] == "group" else 1)
         stages = _stages(m, n, problem, arch, meta)
-        if stages and (sums <= most or (m, n, warps) == _LAST) and (warps >= 4 or not arch.tensor_maps):
+        fits = (m, n, warps) == _LAST or not (
+            _spills(m, n, warps, arch, meta)
+            or (arch.tensor_maps and warps < _WARP_GROUP)
+            or (arch.backend == "hip" and m >= _MFMA and m * n < warps * _MFMA**2)
+        )
+        if stages and fits:
             found.append((m, n, warps, stages))
-    if not arch.tensor_maps:  # 16 bytes of the weight for each thread, if any tile has them
-        found.sort(key=lambda tile: tile[1] * meta["STEP"] < _LOAD * tile[2] * arch.warp_size)
+    if not arch.tensor_maps:  # only those that read 16 bytes of the weight a thread, if any does
+        found = [tile for tile in found if tile[1] * meta["STEP"] >= _LOAD * tile[2] * arch.warp_size] or found
     return _with_splits(found, problem, arch)
+
+
+def _spills(m: int, n: int, warps: int, arch: Arch, meta: dict[str, Any]) -> bool:
+    """Whether a thread would need more registers than it has, as far as one can say without compiling it."""
+    threads, groups = warps * arch.warp_size, meta["MODE"] == "group"
+    sums = m * n // threads * (2 if groups else 1)
+    if meta["WIDE"] or meta["CHUNK"] // meta["STEP"] >= MANY_PRODUCTS:
+        return sums > _FEW_SUMS
+    fewer = (arch.backend == "cuda" and not arch.tensor_maps) or (groups and meta["UNIT"] < meta["CHUNK"])
+    return sums + n * meta["CHUNK"] // threads // 2 > (_FEWER_REGISTERS if fewer else _REGISTERS)
+
+
+def _tensor_memory(m: int, n: int, meta: dict[str, Any]) -> int:
+    """Columns of sm100's tensor memory: the sums of a chunk's groups, each with its room, and a decoded chunk."""
+    groups = meta["CHUNK"] // meta["UNIT"] if meta["MODE"] == "group" else 1
+    return (m * groups + meta["CHUNK"] // (1 if meta["WIDE"] else 2)) * n // 128
 
 
 def _with_splits(found: list[tuple[int, int, int, int]], problem: Problem, arch: Arch) -> tuple[Tile, ...]:
@@ -81,7 +105,8 @@ def _with_splits(found: list[tuple[int, int, int, int]], problem: Problem, arch:
 def _stages(m: int, n: int, problem: Problem, arch: Arch, meta: dict[str, Any]) -> int:
     """The depth of the pipeline that shared memory allows, up to 4; 0 if not even 2 fit.
 
-    Of small tiles two programs should fit a processor. float32 operands of a matrix unit stand there once more.
+    Of small tiles two programs should fit a processor, if they can. float32 operands of a matrix unit stand
+    there once more.
     """
     item = DTYPES[problem.dtype].itemsize
     stage = meta["CHUNK"] * (m * item + n * meta["BITS"] // 8)
@@ -89,13 +114,16 @@ def _stages(m: int, n: int, problem: Problem, arch: Arch, meta: dict[str, Any]) 
     if meta["MODE"] == "value":
         stage += meta["CHUNK"] * n * 8
     room = arch.shared_per_block - once
-    if m <= 32:
-        room = min(room, arch.shared // 2 - once)
     if m * n * 4 > arch.shared_per_block:  # the result on its way out, when nothing else is there
         return 0
-    deepest = 2 if arch.backend == "hip" else 4
-    unused = 0 if arch.compute == 90 else 1  # wgmma reads its operands until the next stage is loaded
-    stages = next((count for count in range(deepest, 1, -1) if (count - unused) * stage <= room), 0)
+    if arch.compute == 100 and _tensor_memory(m, n, meta) > _TENSOR_MEMORY:
+        return 0
+    many = meta["CHUNK"] // meta["STEP"] >= MANY_PRODUCTS
+    deepest = 2 if arch.backend == "hip" else 4 if arch.tensor_maps or not many else 3
+    unused = 0 if arch.tensor_maps else 1  # wgmma and tcgen05 read their operands until the next stage is loaded
+    counts = range(deepest, 1, -1)
+    rooms = (min(room, arch.shared // 2 - once), room) if m <= 32 else (room,)
+    stages = next((count for most in rooms for count in counts if (count - unused) * stage <= most), 0)
     return stages or (2 if (m, n) == _LAST[:2] else 0)
 
 
@@ -121,6 +149,9 @@ def strips_for(problem: Problem, arch: Arch) -> tuple[tuple[int, int, int, int],
     rows = min(problem.m, 4)
     ahead = 2 if arch.backend == "hip" else 4
     shapes = ((64, 4), (32, 4), (128, 4), (32, 2), (16, 2)) if rows <= 2 else ((32, 4), (16, 2), (64, 4), (32, 2))
+    # With 8 columns a thread of one product, most loads become 16 bytes: compilers join those of two products.
+    step = coded_meta(TensorSpec.parse(problem.weights), problem.k, DTYPES[problem.dtype])["STEP"]
+    shapes = [s for s in shapes if s[0] * step >= _LOAD // 2 * s[1] * arch.warp_size] or [(128, 4)]
     found = []
     for n, warps in shapes:
         splits = _splits(-(-problem.n // n), 4, problem, arch)

@@ -126,7 +126,7 @@ def run(operands: EmbeddingOperands, config: KernelConfig) -> Tensor:
         return out
     granularity, scale = spec.granularity, operands.scale.contiguous()
     zero = operands.zero_point.contiguous() if spec.has_zero_point and operands.zero_point is not None else None
-    whole = operands.tensor_scale if spec.has_tensor_scale else None
+    whole = operands.tensor_scale.contiguous() if spec.has_tensor_scale and operands.tensor_scale is not None else None
     along, form = scale.shape[1] > 1, format_meta(spec)
     launch(
         embedding_rows,

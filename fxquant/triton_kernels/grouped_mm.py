@@ -37,6 +37,8 @@ FIELDS = (
 FLOAT8_FORMATS = ("float8_e4m3fn", "float8_e5m2")
 SMALLEST_GROUP = 16
 NARROWEST_DOT, WIDEST_DOT = 32, 128
+LOAD = 16  # bytes
+TENSOR_MEMORY = 512  # columns of it that a processor of sm100 has
 FEWEST_LEFT = 64  # rows of x from which on it is the left operand: what an instruction of a warp group takes
 SUM_COLUMNS = 256
 MOST_CANDIDATES = 8
@@ -218,12 +220,13 @@ _TILES = (
     (64, ((64, 64, 4), (64, 128, 8), (32, 128, 4))),
     (0, ((128, 128, 8), (64, 128, 8), (128, 64, 8), (64, 64, 4), (32, 128, 4), (32, 64, 4))),
 )
+_OF_FEWER_WARPS = (64, 128, 4)  # for AMD's, of 64 threads
 
 
 def _candidates(problem: Problem, arch: Arch) -> tuple[KernelConfig, ...]:
     """Tiles by the rows of x, each with the steps along K that the formats allow and that fit the shared memory."""
     spec, x_spec = TensorSpec.parse(problem.weights), TensorSpec.parse(problem.activations)
-    group, is_float = max(spec.granularity.size, x_spec.granularity.size), spec.format.kind == "float"
+    group = max(spec.granularity.size, x_spec.granularity.size)
     nvidia = arch.backend == "cuda"
     modes = {
         "WORDS": int(nvidia),
@@ -232,11 +235,16 @@ def _candidates(problem: Problem, arch: Arch) -> tuple[KernelConfig, ...]:
         "FLOAT8": NATIVE if arch.float8 and nvidia else FNUZ if arch.float8 else HALF,
     }
     tiles = next(tiles for rows, tiles in _TILES if problem.m <= rows or not rows)
+    if not nvidia and problem.m > _OF_FEWER_WARPS[0]:
+        tiles = (_OF_FEWER_WARPS, *tiles)
+    # Only those that read 16 bytes of the weight a thread, if any does.
+    width = _widths(spec, group, WIDEST_DOT)[1]
+    tiles = tuple(tile for tile in tiles if tile[1] * width >= LOAD * tile[2] * arch.warp_size) or tiles
     found: list[KernelConfig] = []
     for bm, bn, warps in tiles:
         for step in _steps(spec, group, bm):
-            # Triton 3.9 compiles Blackwell's dots of 32 codes with 128 rows of x to a trap.
-            if arch.name == "sm100" and bm > 64 and _widths(spec, group, step)[1] == NARROWEST_DOT and not is_float:
+            # Triton 3.9 compiles a trap where sums, of which each granule of a step has its own, need more than that.
+            if arch.name == "sm100" and bm * (step // group if group else 1) >= TENSOR_MEMORY:
                 continue
             stages = min(5 if bm <= 32 else 4, arch.shared_per_block // _stage_bytes(spec, bm, bn, step))
             stages = stages if nvidia else 2

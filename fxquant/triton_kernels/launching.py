@@ -85,6 +85,14 @@ def guarded() -> Iterator[None]:
             raise AssertionError(f"a kernel wrote behind its result of {size} bytes")
 
 
+ALIGNED = 16  # bytes: of the address and of the rows of what a descriptor (TMA) reads
+
+
+def is_aligned(t: Tensor) -> bool:
+    """It begins at such a multiple, as all that torch allocates does; a part of another tensor may not."""
+    return t.device.type == "meta" or t.data_ptr() % ALIGNED == 0
+
+
 def interpreted() -> bool:
     """True where Triton's interpreter runs the kernels (TRITON_INTERPRET=1), as tests do on a CPU."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"

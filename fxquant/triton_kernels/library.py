@@ -21,7 +21,7 @@ from fxquant.triton_kernels.kernel import TritonKernel
 from fxquant.triton_kernels.launching import output
 from fxquant.triton_kernels.operands import LinearOperands
 from fxquant.triton_kernels.scaled_mm_split import finish_sums
-from fxquant.triton_kernels.scaled_products import codes_of, kind_of, scales_of, why_not_scaled
+from fxquant.triton_kernels.scaled_products import codes_of, for_descriptor, kind_of, scales_of, why_not_scaled
 
 FEWEST_ROWS, INT8_MULTIPLE, FLOAT8_MULTIPLE = 17, 8, 16
 
@@ -42,7 +42,8 @@ def _run_float8_mm(operands: LinearOperands, config: KernelConfig) -> Tensor:
         return output((0, operands.out_features), operands.dtype, x.device)
     bias = operands.bias
     plain = not operands.activation and operands.residual is None and (bias is None or bias.dtype == torch.bfloat16)
-    if plain and operands.dtype == torch.bfloat16:
+    # By row it takes no e5m2 weight.
+    if plain and operands.dtype == torch.bfloat16 and w.dtype == torch.float8_e4m3fn:
         x_scale, scale, _ = scales_of(operands)
         by_row = x_scale.expand(x.shape[0], 1).contiguous()
         return torch._scaled_mm(x, w.t(), by_row, scale.float(), bias=bias, out_dtype=torch.bfloat16)
@@ -53,9 +54,7 @@ def _run_float8_mm(operands: LinearOperands, config: KernelConfig) -> Tensor:
 def _both(operands: LinearOperands) -> tuple[Tensor, Tensor]:
     """x [M, K] with rows at multiples of 16 bytes, and the weight [N, K], a part of its tiles."""
     x, w, _ = codes_of(operands)
-    if x.stride(0) % FLOAT8_MULTIPLE:
-        x = x.contiguous()
-    return x, w[:, : operands.in_features]
+    return for_descriptor(x), for_descriptor(w)[:, : operands.in_features]
 
 
 def _finished(sums: Tensor, operands: LinearOperands) -> Tensor:

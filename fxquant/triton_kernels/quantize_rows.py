@@ -215,8 +215,9 @@ def run(operands: QuantizeOperands, config: KernelConfig) -> tuple[Tensor, Tenso
     block_k, block_m, norm = config["BLOCK_K"], config["BLOCK_M"], NORMS[operands.norm]
     by_column = not norm and reach in ("group", "tensor")
     columns, fits = (triton.cdiv(k, block_k), True) if by_column else (1, block_k >= k)
-    weight = operands.norm_weight if norm else None
-    bias = operands.norm_bias if norm else None
+    weight, bias = (
+        t.contiguous() if norm and t is not None else None for t in (operands.norm_weight, operands.norm_bias)
+    )
     shared = dict(
         NORM=norm, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, BLOCK_M=block_m, BLOCK_K=block_k,
         FITS=fits, num_warps=config["num_warps"], enable_fp_fusion=False,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from fxquant.target import Arch, KernelConfig, Problem
 from fxquant.triton_kernels.coded_mm import CODED_MM
 from fxquant.triton_kernels.coded_mv import CODED_MV
@@ -10,6 +12,7 @@ from fxquant.triton_kernels.grouped_mm import GROUPED_MM
 from fxquant.triton_kernels.kernel import Operands, TritonKernel
 from fxquant.triton_kernels.library import FLOAT8_MM, INT_MM
 from fxquant.triton_kernels.mx_mm import MX_MM
+from fxquant.triton_kernels.operands import EmbeddingOperands
 from fxquant.triton_kernels.quantize_rows import QUANTIZE_ROWS
 from fxquant.triton_kernels.scaled_mm import SCALED_MM
 from fxquant.triton_kernels.scaled_mm_persistent import SCALED_MM_PERSISTENT
@@ -38,5 +41,6 @@ def kernels_for(problem: Problem, arch: Arch) -> tuple[TritonKernel, ...]:
 
 
 def launch_by(config: KernelConfig, operands: Operands) -> object:
-    """Run the kernel that a configuration names."""
-    return KERNELS[config.kernel].run(operands, config)
+    """Run the kernel that a configuration names, on the GPU where the operands are: Triton takes the current one."""
+    with torch.cuda.device_of(operands.rows if isinstance(operands, EmbeddingOperands) else operands.x):
+        return KERNELS[config.kernel].run(operands, config)

@@ -14,12 +14,13 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fxquant.target import Arch, KernelConfig, Problem
 from fxquant.triton_kernels.kernel import TritonKernel
-from fxquant.triton_kernels.launching import launch, output
+from fxquant.triton_kernels.launching import ALIGNED, launch, output
 from fxquant.triton_kernels.operands import LinearOperands
 from fxquant.triton_kernels.scaled_products import (
     add_products,
     codes_of,
     epilogue_args,
+    for_descriptor,
     scales_of,
     store_scaled_halves,
     tile_of,
@@ -27,7 +28,6 @@ from fxquant.triton_kernels.scaled_products import (
 )
 from fxquant.triton_kernels.scaled_tiles import PersistentTile, persistent_tiles_for
 
-ALIGNED = 16  # bytes, of a row that a descriptor reads
 AS_IT_IS = tl.constexpr("")
 
 
@@ -83,12 +83,11 @@ def _run(operands: LinearOperands, config: KernelConfig) -> Tensor:
     meta = config.meta
     x, w, _ = codes_of(operands)
     m, n, k = x.shape[0], operands.out_features, operands.in_features
-    if x.stride(0) % ALIGNED or (x.device.type != "meta" and x.data_ptr() % ALIGNED):
-        x = x.contiguous().clone()
+    x, w = for_descriptor(x), for_descriptor(w)
     x_scale, scale, stride_xs = scales_of(operands)
     (bias, residual, stride_rm), epilogue = epilogue_args(operands)
     out = output((m, n), operands.dtype, x.device)
-    if m == 0:
+    if 0 in (m, n):
         return out
     tiles = triton.cdiv(m, meta["BLOCK_M"]) * triton.cdiv(n, meta["BLOCK_N"])
     launch(

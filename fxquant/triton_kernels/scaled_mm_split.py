@@ -87,9 +87,10 @@ def _finish_sums(
     HAS_RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):
-    """sums_ptr int32 or float32 [PIECES, M, N], contiguous; the rest as in `store_scaled`."""
-    rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    """sums_ptr int32 or float32 [PIECES, M, N], contiguous; the rest as in `store_scaled`. Program (tile along M,
+    tile along N)."""
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    cols = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = (rows < M)[:, None] & (cols < N)[None, :]
     at = sums_ptr + rows.to(tl.int64)[:, None] * N + cols[None, :]
     acc = tl.load(at, mask=inside, other=0)
@@ -130,7 +131,7 @@ def finish_sums(sums: Tensor, out: Tensor, operands: LinearOperands) -> None:
     (bias, residual, stride_rm), epilogue = epilogue_args(operands)
     launch(
         _finish_sums,
-        (triton.cdiv(n, _SUM_N), triton.cdiv(m, _SUM_M)),
+        (triton.cdiv(m, _SUM_M), triton.cdiv(n, _SUM_N)),  # the second one is 65535 at most
         *(sums, out, x_scale, scale, bias, residual, m, n, stride_xs, stride_rm),
         PIECES=pieces,
         BLOCK_M=_SUM_M,

@@ -17,6 +17,7 @@ from fxquant.numerics.panels import granules_along
 from fxquant.spec import TensorSpec
 from fxquant.target import Arch, Problem
 from fxquant.triton_kernels.epilogue import epilogue_meta, finish
+from fxquant.triton_kernels.launching import ALIGNED, is_aligned
 from fxquant.triton_kernels.operands import LinearOperands
 
 # So many products of two int8 codes fit int32: 2**17 * 127 * 127 < 2**31.
@@ -247,6 +248,15 @@ def codes_of(operands: LinearOperands, decode: int = AS_THEY_ARE) -> tuple[Tenso
         return x, operands.tiles.view(w_dtype), {"X_DECODE": "", "W_DECODE": ""}
     names = {torch.float8_e4m3fn: "e4m3fn_shifted" if decode == BY_SHIFTS else "e4m3fn", torch.float8_e5m2: "e5m2"}
     return x.view(torch.uint8), operands.tiles, {"X_DECODE": names[x.dtype], "W_DECODE": names[w_dtype]}
+
+
+def for_descriptor(codes: Tensor) -> Tensor:
+    """Codes [R, C] of one byte each as a descriptor or a library reads them, a copy if need be: rows that begin at
+    multiples of 16 bytes and don't overlap, which those of an expanded tensor do."""
+    row = codes.stride(0)
+    if row % ALIGNED or row < codes.shape[1] or codes.stride(1) != 1 or not is_aligned(codes):
+        return codes.clone(memory_format=torch.contiguous_format)
+    return codes
 
 
 def scales_of(operands: LinearOperands) -> tuple[Tensor, Tensor, int]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fxquant.tuning.cache import PlanCache, export_plans, import_plans, plan_folder
-from fxquant.tuning.lookup import caches_of, lookup
-from fxquant.tuning.records import Effort, Entry, Source
+from fxquant.tuning.plans.cache import PlanCache, export_plans, import_plans, plan_folder
+from fxquant.tuning.plans.lookup import caches_of, lookup
+from fxquant.tuning.plans.records import Effort, Entry, Source
 from fxquant.tuning.report import TuneReport, tune_problems
 from fxquant.tuning.tuner import Outcome, Progress, Tuner, Watch, tuner_for, unwatched
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ from fxquant.triton_kernels import KERNELS, Operands
 from fxquant.triton_kernels.epilogue import ACTIVATIONS
 from fxquant.triton_kernels.operands import LinearOperands
 from fxquant.tuning.compiling import empty_operands, launches_of, specialized
-from fxquant.tuning.device import version
-from fxquant.tuning.lookup import lookup
+from fxquant.tuning.plans.cache import replace_text
+from fxquant.tuning.plans.device import version
+from fxquant.tuning.plans.lookup import lookup
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -65,6 +66,16 @@ def operands_of(problem: Problem, epilogue: str) -> Operands:
     )
 
 
+def with_quantizations(problems: Iterable[Problem]) -> list[Problem]:
+    """The problems, and before each linear on codes the quantization that makes these; each for any number of rows."""
+    found: dict[Problem, None] = {}
+    for problem in problems:
+        if problem.op == "linear" and problem.activations:
+            found[dataclasses.replace(problem, op="quantize", m=0, n=0, weights="", extra="")] = None
+        found[problem.with_m(0)] = None
+    return list(found)
+
+
 def wanted_of(problem: Problem, plan: Plan) -> list[Wanted]:
     """What a server may launch for a problem: with its m only that; without, every row of the plan, each with 1, a
     multiple of 16 and another number of rows, as far as they are in its range."""
@@ -94,14 +105,18 @@ def compile_ahead(
     *,
     epilogues: Sequence[str] = EPILOGUES,
     plans: Sequence[Plan] | None = None,
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """Compile what the problems' plans launch into a folder, yielding a manifest entry for each kernel made.
 
     Linears are compiled with each of the `epilogues`. `plans`: one a problem; looked up if they are not given. The
-    manifest is written when the iterator ends. Raises `InvalidOption` for an unknown epilogue; Triton's errors pass.
+    manifest is written when the iterator ends: a folder without one is not finished. Raises `InvalidOption` for an
+    unknown epilogue or an `at` that is no absolute path; Triton's errors pass.
     """
+    if at is not None and not at.is_absolute():
+        raise InvalidOption("at", str(at), "Triton looks for its files by whole paths: give an absolute one")
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
     entries: dict[str, dict[str, Any]] = {}
     for number, problem in enumerate(problems):
         plan = plans[number] if plans is not None else lookup(problem, arch.name)
@@ -122,7 +137,7 @@ def compile_ahead(
         "environment": {"TRITON_CACHE_DIR": str(target)},
         "kernels": list(entries.values()),
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    replace_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
 def _compiled(special: Any, wanted: Wanted, folder: Path) -> dict[str, Any]:
@@ -150,4 +165,4 @@ def _move_index(folder: Path, target: Path) -> None:
         content = json.loads(file.read_text(encoding="utf-8"))
         here = file.parent.relative_to(folder)
         content["child_paths"] = {name: str(target / here / name) for name in content["child_paths"]}
-        file.write_text(json.dumps(content), encoding="utf-8")
+        replace_text(file, json.dumps(content))

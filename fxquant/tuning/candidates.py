@@ -39,16 +39,14 @@ class TritonSpace:
         return tuple(dict.fromkeys(itertools.chain.from_iterable(by_kernel)))
 
     def kernel_source(self, kernel: str) -> str:
-        from fxquant.triton_kernels import KERNELS
-
-        return _source(KERNELS[kernel].run.__module__, kernel) if kernel in KERNELS else ""
+        return _source_of(kernel)
 
 
 @functools.cache
-def _source(module: str, kernel: str) -> str:
+def _source_of(kernel: str) -> str:
     from fxquant.triton_kernels import KERNELS
 
-    return KERNELS[kernel].source_hash
+    return KERNELS[kernel].source_hash if kernel in KERNELS else ""
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def problem_of(fields: Any, source: object, place: str) -> Problem:
     if problem.dtype not in ("float32", "bfloat16", "float16"):
         raise NotAPlanFile(source, _WHAT, f"{place}: dtype is {problem.dtype!r}; it takes float32, bfloat16 or float16")
     try:
-        _ = [TensorSpec.parse(spec) for spec in (problem.weights, problem.activations) if spec]
+        weights, activations = (spec and str(TensorSpec.parse(spec)) for spec in (problem.weights, problem.activations))
     except (InvalidSpec, UnknownFormat) as error:
         raise NotAPlanFile(source, _WHAT, f"{place}: {error}") from error
-    return problem
+    return dataclasses.replace(problem, weights=weights, activations=activations)  # as lookups spell them

@@ -6,6 +6,8 @@ Nothing here needs a GPU: facts come from machine code, times from a model. Both
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -40,7 +42,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Ranked:
-    """A configuration that may run, and the time that the model gives it."""
+    """A configuration that may run, and its time by the model: inf where that knows none, as of a library's."""
 
     config: KernelConfig
     seconds: float
@@ -57,12 +59,22 @@ def why_drop(facts: CompiledFacts, arch: Arch) -> str:
     return ""
 
 
+def shortlist(candidates: Sequence[KernelConfig], most: int | None) -> list[KernelConfig]:
+    """So many of the candidates, by turns the best guesses of each kernel: they come kernel by kernel."""
+    if most is None:
+        return list(candidates)
+    by_kernel = [list(of_one) for _, of_one in itertools.groupby(candidates, key=lambda config: config.kernel)]
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*by_kernel))
+    return [config for config in turns if config is not None][:most]
+
+
 def ranked(
     problem: Problem, candidates: Sequence[KernelConfig], arch: Arch, facts_of: FactsOf, seconds_of: SecondsOf
 ) -> tuple[list[Ranked], list[Dropped]]:
     """The candidates that may run, fastest by the model first, and those that are out.
 
-    If all are out, the first that compiles stays: it runs, if slowly. Raises what the compiler raised if none does.
+    If none is left that the model knows, the first that compiles stays: it runs, if slowly. Raises what the compiler
+    raised if none does.
     """
     kept: list[Ranked] = []
     dropped: list[Dropped] = []
@@ -80,9 +92,9 @@ def ranked(
             dropped.append(Dropped(config, why))
         else:
             kept.append(Ranked(config, seconds_of(problem, config, arch, facts)))
-    if not kept and spare is not None:
+    if spare is not None and all(math.isinf(one.seconds) for one in kept):
         config, facts = spare
-        kept = [Ranked(config, seconds_of(problem, config, arch, facts))]
+        kept.append(Ranked(config, seconds_of(problem, config, arch, facts)))
         dropped = [out for out in dropped if out.config != config]
     if not kept and failed is not None:
         raise failed

@@ -11,7 +11,7 @@ from typing import Any
 from fxquant.errors import NothingToTune
 from fxquant.target import M_BUCKETS, Arch, Problem, Target
 from fxquant.tuning.cpu import words_of
-from fxquant.tuning.records import Effort
+from fxquant.tuning.plans.records import Effort
 from fxquant.tuning.tuner import Outcome, Watch, tuner_for, unwatched
 
 
@@ -86,5 +86,5 @@ def tune_problems(
     outcomes = tuner.tune([p for p in taken if p.op != "quantize" or p.activations], effort, watch)
     if not outcomes:
         words = "; ".join(str(problem) for problem in problems[:4]) or "no quantized products were given"
-        raise NothingToTune(tuner.cache.device, f"no kernel takes any of the problems ({words})")
+        raise NothingToTune(tuner.cache.device, f"no kernel takes any of the problems, or no memory is left ({words})")
     return TuneReport(str(tuner.cache.device), str(tuner.cache.path), tuple(outcomes))

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fxquant.cpu_kernels.build import BuildFailed
 from fxquant.errors import NoRightAnswer, NothingToTune
 from fxquant.target import Arch, KernelConfig, Problem, Target
-from fxquant.tuning.cache import PlanCache
 from fxquant.tuning.candidates import CpuSpace, Space, arch_of, space_of
-from fxquant.tuning.lookup import caches_of, usable
 from fxquant.tuning.measuring import Bench, CpuBench, GpuBench
-from fxquant.tuning.pruning import Dropped, FactsOf, Ranked, SecondsOf, ranked
-from fxquant.tuning.racing import FULL, QUICK, hopeful, race
-from fxquant.tuning.records import Effort, Entry, Source
+from fxquant.tuning.measuring.racing import FULL, QUICK, hopeful, race
+from fxquant.tuning.plans.cache import PlanCache
+from fxquant.tuning.plans.lookup import caches_of, usable
+from fxquant.tuning.plans.records import Effort, Entry, Source
+from fxquant.tuning.pruning import Dropped, FactsOf, Ranked, SecondsOf, ranked, shortlist
 
 logger = logging.getLogger("fxquant")
 
@@ -74,13 +77,18 @@ class Tuner:
         """Tune each problem once, at the end of its bucket of rows; those that no kernel takes are left out.
 
         Each result is written before the next begins, so an interrupted run loses one problem. A cache that can't be
-        written is an error in the log; the results hold for this call.
+        written is a warning in the log; the results hold for this call. So is a problem for which the device has no
+        memory: it is left out.
         """
         wanted = [p for p in dict.fromkeys(problem.bucketed() for problem in problems) if self.space.candidates(p)]
         outcomes = []
         for done, problem in enumerate(wanted):
             watch(Progress(done, len(wanted), problem))
-            outcome = self._known(problem, effort) or self._tuned(problem, effort)
+            try:
+                outcome = self._known(problem, effort) or self._tuned(problem, effort)
+            except torch.OutOfMemoryError as error:
+                logger.warning("%s is not tuned: %s", problem, str(error).partition("\n")[0])
+                continue
             if not outcome.known:
                 self._remember(outcome.entry)
                 logger.info("tuned %s: %s, %.2f x the heuristic", problem, outcome.entry.config, outcome.entry.gain)
@@ -90,18 +98,19 @@ class Tuner:
 
     def _known(self, problem: Problem, effort: Effort) -> Outcome | None:
         entry = usable(self.cache.read().get(problem), self.space)
-        serves = entry is not None and (entry.serves(effort) or self.bench is None)
+        serves = entry is not None and entry.serves(effort, measured=self.bench is not None)
         return Outcome(entry, known=True) if entry is not None and serves else None
 
     def _tuned(self, problem: Problem, effort: Effort) -> Outcome:
         candidates = self.space.candidates(problem)
         first = candidates[0]
         how = FULL if effort == "full" else QUICK
-        order, dropped = self._by_model(problem, candidates[: how.compiled])
+        order, dropped = self._by_model(problem, shortlist(candidates, how.compiled))
         if self.bench is None:
-            return self._modelled(problem, first, order, dropped)
-        configs = [one.config for one in order[: how.most]]
-        configs = [first, *(config for config in configs if config != first)]
+            return self._modelled(problem, first, order, dropped, effort)
+        unknown = [one for one in order if math.isinf(one.seconds)]  # to the model: measuring alone can tell
+        configs = [one.config for one in (*order[: how.most], *unknown)]
+        configs = list(dict.fromkeys((first, *configs)))
         case = self.bench.case(problem)
         right = []
         for config in configs:
@@ -123,11 +132,19 @@ class Tuner:
         return ranked(problem, candidates, self.arch, self.facts_of, self.seconds_of)
 
     def _modelled(
-        self, problem: Problem, first: KernelConfig, order: Sequence[Ranked], dropped: Sequence[Dropped]
+        self,
+        problem: Problem,
+        first: KernelConfig,
+        order: Sequence[Ranked],
+        dropped: Sequence[Dropped],
+        effort: Effort,
     ) -> Outcome:
         best = order[0]
+        if math.isinf(best.seconds):
+            raise NothingToTune(self.cache.device, f"the model knows no configuration of {problem} that fits there")
         of_first = next((one.seconds for one in order if one.config == first), best.seconds)
-        entry = self._entry(problem, best.config, "modelled", best.seconds, of_first)
+        of_first = best.seconds if math.isinf(of_first) else of_first
+        entry = self._entry(problem, best.config, "modelled", best.seconds, of_first, effort)
         return Outcome(entry, dropped=tuple(dropped))
 
     def _entry(
@@ -137,7 +154,7 @@ class Tuner:
         source: Source,
         seconds: float,
         heuristic_seconds: float,
-        effort: Effort = "none",
+        effort: Effort,
     ) -> Entry:
         kernel_source = self.space.kernel_source(config.kernel)
         ours, theirs = (float(f"{value:.4g}") for value in (seconds, heuristic_seconds))
@@ -170,5 +187,6 @@ def tuner_for(target: Target | Arch | str, folder: Path | None = None) -> Tuner:
     def seconds_of(problem: Problem, config: KernelConfig, arch: Arch, facts: Any) -> float:
         return modelled_time(problem, config, arch, facts).seconds
 
-    bench = GpuBench() if cache.device.name else None
-    return Tuner(space, cache, bench, arch_of(target), facts_of, seconds_of)
+    arch = arch_of(target)
+    bench = GpuBench(arch.board.cache) if cache.device.name else None
+    return Tuner(space, cache, bench, arch, facts_of, seconds_of)

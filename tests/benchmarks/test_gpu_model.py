@@ -13,7 +13,7 @@ from benchmarks.make_tables import Chooser, facts_key, like, standing_for, unspl
 from fxquant.target import ARCHS, KernelConfig, Problem
 from fxquant.tuning.candidates import TritonSpace
 from fxquant.tuning.facts.record import Facts, HotLoop, LaunchFacts
-from fxquant.tuning.tables import TABLES, read_table, table_path
+from fxquant.tuning.plans.tables import TABLES, read_table, table_path
 
 SM90 = ARCHS["sm90"]
 PROBLEM = Problem("linear", 8, 768, 3072, "int8/channel", "int8/token", "bfloat16")

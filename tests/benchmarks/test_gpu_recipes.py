@@ -93,6 +93,7 @@ def test_a_tiny_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # at the import of torch._inductor
 def test_every_recipe_on_tiny_pipelines(tmp_path: Path) -> None:
     sizes = check_tiny(tmp_path, [])
     assert set(sizes) == {"FLUX.1-dev", "CogVideoX-5b"}

@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from triton.runtime.errors import OutOfResources
 from typer.testing import CliRunner, Result
 
 from fxquant.cli import app
+from fxquant.target import Arch, KernelConfig, Problem
 from fxquant.triton_kernels import KERNELS
+from fxquant.tuning.facts import Facts, facts_of
 
 QUANTIZE = "64x0x512 op=quantize x=int8/token"
 
@@ -76,6 +79,47 @@ def test_a_bad_command_line_is_a_named_error(words: list[str], said: str) -> Non
     assert said in " ".join(result.output.split())
     assert "Traceback" not in result.output
     assert result.exception is None or isinstance(result.exception, SystemExit)
+
+
+def test_a_candidate_that_does_not_compile_is_shown_among_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[KernelConfig] = []
+
+    def facts(problem: Problem, config: KernelConfig, arch: Arch) -> Facts:
+        made.append(config)
+        if len(made) == 1:
+            raise OutOfResources(300_000, 100_000, "shared memory")
+        return facts_of(problem, config, arch)
+
+    monkeypatch.setattr("fxquant.cli.inspecting.facts_of", facts)
+    result = fxquant("kernels", "inspect", "quantize_rows", "--target", "sm90", "--problem", QUANTIZE, "--all")
+    assert result.exit_code == 0, result.output
+    assert "does not compile: OutOfResources" in result.output
+    assert result.output.count("µs") >= len(made) - 1 > 0
+
+
+def test_the_time_of_a_librarys_kernel_is_not_known() -> None:
+    problem = "64x64x64 w=int8/channel x=int8/token"
+    result = fxquant("kernels", "inspect", "int_mm", "--target", "sm90", "--problem", problem)
+    assert result.exit_code == 0, result.output
+    assert "not known" in result.output
+    assert "unknown" in result.output
+
+
+def test_what_stands_in_the_way_of_compiling_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    file.write_text("no folder")
+    words = ["kernels", "compile", "--target", "sm90", "--problem", QUANTIZE, "--out"]
+    result = fxquant(*words, str(file / "out"))
+    assert (result.exit_code, "no folder can be made there" in result.output) == (2, True)
+    result = fxquant(*words, str(tmp_path / "out"), "--at", "kernels")
+    assert (result.exit_code, "give an absolute one" in result.output) == (2, True)
+    with monkeypatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        result = fxquant(*words, str(tmp_path / "out"))
+    assert (result.exit_code, "Triton's interpreter compiles nothing" in result.output) == (2, True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = fxquant("kernels", "list")
+    assert (result.exit_code, "pip install triton" in result.output) == (2, True)
 
 
 def test_compile_without_a_kernel_for_it_is_an_error(tmp_path: Path) -> None:

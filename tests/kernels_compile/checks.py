@@ -6,6 +6,8 @@ import re
 
 from fxquant.spec import TensorSpec
 from fxquant.target import Arch, KernelConfig, Problem
+from fxquant.triton_kernels.coded_products import coded_meta
+from fxquant.triton_kernels.operands import DTYPES
 from fxquant.tuning.facts import Facts, HotLoop, LaunchFacts, occupancy
 
 # A small change moves a few registers and instructions about; more than that is to be looked at.
@@ -18,9 +20,15 @@ MATRIX = {
     "float4": r"OMMA|UTCOMMA|UTCQMMA",
     "half": r"HMMA|HGMMA|UTCHMMA|v_mfma_f32_\w+_?b?f16",
 }
+GROUP_ROWS = 64  # of a warp group's matrix instruction, and of tensor memory
 # Kernels for a row or a few: a matrix instruction would compute rows that there are not. Their loop over a share of K
 # may be written out, and x and scales are a good part of what they read: most of it must come wide.
 VECTOR_KERNELS, MOSTLY = ("coded_mv",), 0.6
+# Kernels whose product is of a part of a chunk of the weight, or of a group: of a few rows of x that is little.
+PRODUCTS_OF_PARTS = ("coded_mm", "grouped_mm")
+# Columns of a product with which 16 bytes a thread make the tile narrow: for more rows than that a wider one pays. It
+# decodes the weight less often.
+NARROW = 16
 
 
 def complaints(problem: Problem, config: KernelConfig, facts: Facts, arch: Arch) -> list[str]:
@@ -55,7 +63,7 @@ def _of_loop(problem: Problem, config: KernelConfig, facts: Facts, arch: Arch) -
         found.append(f"{loop.local} accesses to local memory in the loop")
     if vector:
         return found if loop.wide_share >= MOSTLY else [*found, f"it reads in narrow pieces: {loop.read_bytes}"]
-    return found + _of_matrix(problem, loop, arch) + _of_stream(problem, config, facts, arch)
+    return found + _of_matrix(problem, config, loop, arch) + _of_stream(problem, config, facts, arch)
 
 
 def unit_of(problem: Problem, arch: Arch) -> str:
@@ -72,23 +80,40 @@ def unit_of(problem: Problem, arch: Arch) -> str:
     return "float8"
 
 
-def _of_matrix(problem: Problem, loop: HotLoop, arch: Arch) -> list[str]:
+def _of_matrix(problem: Problem, config: KernelConfig, loop: HotLoop, arch: Arch) -> list[str]:
     unit = unit_of(problem, arch)
     if not loop.matrix:
         return ["no matrix instruction in the loop"]
-    wrong = [name for name in loop.matrix if not re.match(MATRIX[unit], name)]
+    units = [unit]
+    if unit == "float8" and arch.tensor_maps and config.meta["BLOCK_M"] < GROUP_ROWS:
+        units.append("half")  # Triton gives mma.sync halves there, which codes of float8 are exactly
+    wrong = [name for name in loop.matrix if not any(re.match(MATRIX[unit], name) for unit in units)]
     return [f"{name} is no product of {unit}" for name in wrong]
 
 
 def _of_stream(problem: Problem, config: KernelConfig, facts: Facts, arch: Arch) -> list[str]:
-    """The weight must come 16 bytes at a time: what comes in smaller pieces must be less than its bytes."""
+    """The weight must come 16 bytes at a time.
+
+    Shown by the bytes that do: they are those of the weight, and of x where a product has 16 bytes of it for each
+    thread. Or by those that don't: they are fewer than the weight has.
+    """
     loop, meta = facts.loop, config.meta
     along = loop.operations / (2 * meta["BLOCK_M"] * meta["BLOCK_N"]) if loop.operations else meta.get("BLOCK_K", 0)
-    bits = TensorSpec.parse(problem.weights).format.bits
     threads = facts.main.warps * arch.warp_size
-    weight = meta["BLOCK_N"] * along * bits / 8 / threads
+    weight = meta["BLOCK_N"] * along * TensorSpec.parse(problem.weights).format.bits / 8 / threads
     wide = sum(size for width, size in loop.read_bytes.items() if width >= WIDE)
     narrow = sum(size for width, size in loop.read_bytes.items() if width < WIDE)
+    if config.kernel in PRODUCTS_OF_PARTS:
+        if meta.get("TMA") and facts.main.bulk_copies:
+            return []
+        dtype = DTYPES[problem.dtype]
+        step = coded_meta(TensorSpec.parse(problem.weights), problem.k, dtype)["STEP"]
+        if step == NARROW and problem.m > meta["BLOCK_M"]:
+            return []
+        item = 1 if problem.activations else dtype.itemsize
+        x = meta["BLOCK_M"] * along * item / threads if meta["BLOCK_M"] * step * item >= WIDE * threads else 0
+        if wide >= weight + x:
+            return []
     if (wide < weight and not facts.main.bulk_copies) or narrow >= weight:
         return [f"of {weight:g} bytes of weight a thread, {wide} come wide, {narrow} narrow: {loop.read_bytes}"]
     return []

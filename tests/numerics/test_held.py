@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,7 +11,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import fxquant
 from fxquant import numerics
+from fxquant.nn import base as nn_base
+from fxquant.nn import embedding as nn_embedding
+from fxquant.nn import forms
+from fxquant.nn import kernels as nn_kernels
 from fxquant.numerics import held
 from fxquant.ops import reference
 from fxquant.pipeline import quantize_graph
@@ -34,6 +40,13 @@ class NoFloat8(TorchDispatchMode):
             if isinstance(leaf, Tensor) and leaf.dtype.itemsize == 1 and leaf.dtype.is_floating_point:
                 raise TypeError(f"{func} made a tensor of {leaf.dtype}")
         return result
+
+
+@pytest.fixture(autouse=True)
+def tables() -> None:
+    """The tables of values are made on the CPU, which has every dtype, once; here it plays the other device too."""
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu):
+        held.byte_values(dtype, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", FLOAT8)
@@ -60,8 +73,6 @@ def test_ops_give_the_bits_that_they_give_elsewhere(text: str, monkeypatch: pyte
     spec = TensorSpec.parse(text)
     want = reference.quantize_dynamic(X, text)
     value = reference.fake_quantize(X, text)
-    held.byte_values(torch.float8_e4m3fn, X.device)
-    held.byte_values(spec.scale_dtype if spec.scale_dtype.itemsize == 1 else torch.float8_e5m2, X.device)
     monkeypatch.setattr(held, "WITHOUT_FLOAT8", ["cpu"])
     got = reference.quantize_dynamic(X, text)
     for one, other in zip(got, want, strict=True):
@@ -117,3 +128,45 @@ def test_fakes_on_other_devices_hold_what_these_can(device: str) -> None:
 def test_numbers_are_held_in_their_own_dtype_elsewhere() -> None:
     codes = numerics.encode(X, numerics.given_scales(torch.ones(())), TensorSpec.parse("float8_e4m3fn/tensor")).codes
     assert codes.dtype == torch.float8_e4m3fn
+
+
+class Rows(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.a, self.b = nn.Embedding(5, 48), nn.Linear(48, 130), nn.Linear(130, 8)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(self.table(indices))))
+
+
+def frozen_rows(preset: str) -> Rows:
+    torch.manual_seed(0)
+    model = Rows()
+    fxquant.quantize(model, preset=preset, rules={"table": preset if preset.endswith("wo") else "mxfp8wo"})
+    fxquant.freeze(model)
+    return model
+
+
+@pytest.mark.parametrize("preset", [*PRESETS, "fp8wo", "fp8dq", "mxfp8wo", "nvfp4wo"])
+def test_frozen_modules_make_no_float8_tensor_there(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (nn_base, forms, nn_kernels, nn_embedding):
+        monkeypatch.setattr(module, "_FXQUANT", reference)  # the CPU's kernels read float8, another device has none
+    indices, model = torch.tensor([0, 4, 1, 2, 2]), frozen_rows(preset)
+    stored = model.state_dict()
+    with torch.no_grad():
+        want = model(indices)
+    weight = model.a.weight.clone()
+    moved, loaded = copy.deepcopy(model), frozen_rows(preset)
+    monkeypatch.setattr(held, "WITHOUT_FLOAT8", ["cpu"])
+    as_stored = {name: t.view(torch.uint8) if t.dtype.itemsize == 1 else t for name, t in stored.items()}
+    with torch.no_grad(), NoFloat8():
+        assert torch.equal(moved.to("cpu")(indices), want)
+        assert torch.equal(moved.a.weight.clone(), weight)
+        back = moved.state_dict()
+        for given in (as_stored, stored):  # as torch.load maps them there, and from a CPU
+            loaded.load_state_dict(given)
+            assert torch.equal(loaded(indices), want)
+    monkeypatch.setattr(held, "WITHOUT_FLOAT8", [])
+    again = frozen_rows(preset)
+    again.load_state_dict(back)
+    assert all(torch.equal(t, stored[name]) for name, t in again.state_dict().items())

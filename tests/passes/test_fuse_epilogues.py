@@ -127,6 +127,25 @@ def test_dynamic_rows() -> None:
     assert FuseEpilogues().run(check_rows.gm).changed == 2
 
 
+def test_rows_that_are_counted_when_the_graph_runs() -> None:
+    # Nothing is known of the number of rows, not even whether it is one: a comparison would raise.
+    def forward(m: Any, x: Tensor) -> Tensor:
+        chosen = x[x[:, 0] > 0.2]
+        return m.a(chosen) + chosen + m.b(chosen) + x[:1]
+
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        captured = lowered(forward, X, config=QuantConfig("int4wo", fuse=False), dynamic=True)
+        assert FuseEpilogues().run(captured.gm).changed == 2
+
+
+def test_a_function_of_the_users_is_no_activation() -> None:
+    def relu(x: Tensor) -> Tensor:
+        return torch.cos(x)
+
+    torch._dynamo.allow_in_graph(relu)
+    check_pass(FuseEpilogues(), lowered(lambda m, x: relu(m.a(x)), X), X, changed=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_in_half_precision_one_rounding_is_left(dtype: torch.dtype) -> None:
     x = X.to(dtype)

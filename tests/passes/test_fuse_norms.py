@@ -59,6 +59,8 @@ NORMS: dict[str, tuple[Any, str]] = {
     "layer_norm without bias": (lambda m, x: F.layer_norm(x, (K,), m.weight), "layernorm"),
     "layer_norm without either": (lambda m, x: F.layer_norm(x, (K,)), "layernorm"),
     "aten.layer_norm": (lambda m, x: torch.ops.aten.layer_norm.default(x, [K], m.weight, m.bias), "layernorm"),
+    "rms_norm by names": (lambda m, x: F.rms_norm(x, normalized_shape=(K,), weight=m.weight, eps=1e-6), "rmsnorm"),
+    "layer_norm by names": (lambda m, x: F.layer_norm(input=x, normalized_shape=(K,), bias=m.bias), "layernorm"),
     "llama": (llama, "rmsnorm"),
     "in its own dtype": (lambda m, x: x * torch.rsqrt(torch.mean(x * x, -1, True) + 1e-6) * m.weight, "rmsnorm"),
     "squared": (lambda m, x: x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * m.weight, "rmsnorm"),
@@ -171,6 +173,20 @@ def test_a_norm_over_two_axes_is_none() -> None:
     captured = staged(model, x)
     select_kernels(captured.gm, SM90)
     assert check_pass(FuseNorms(taken), captured, x, changed=0).declined == []
+
+
+@pytest.mark.parametrize("scaled", [lambda m, x: x * x.shape[0], lambda m, x: x.shape[0] * x])
+def test_a_product_with_a_symbolic_size_is_none(scaled: Any) -> None:
+    assert FuseNorms(taken).run(lowered(scaled, dynamic=True).gm).changed == 0
+
+
+def test_a_function_of_the_users_is_none() -> None:
+    def rms_norm(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return torch.cos(x)
+
+    torch._dynamo.allow_in_graph(rms_norm)
+    captured = lowered(lambda m, x: rms_norm(x, (K,)))
+    assert check_pass(FuseNorms(taken), captured, X, changed=0).declined == []
 
 
 def test_nothing_to_do_without_codes() -> None:

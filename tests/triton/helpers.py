@@ -110,6 +110,12 @@ def strided(operands: LinearOperands, step: int = 3, fill: int = 0x5B) -> Linear
     return dataclasses.replace(operands, x=wide[:, 0].view(operands.x.dtype)[:, :width])
 
 
+def beside(t: Tensor) -> Tensor:
+    """The same bytes one behind where an allocation begins: at no address that a descriptor reads."""
+    raw = torch.empty(t.numel() + 1, dtype=torch.uint8)
+    return raw[1:].view(t.shape).copy_(t)
+
+
 def run_guarded(run: Callable[[Any, KernelConfig], Tensor], operands: Any, config: KernelConfig) -> Tensor:
     """What a launcher returns; fails if anything is written behind its results."""
     with guarded():

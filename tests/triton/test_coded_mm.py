@@ -11,7 +11,7 @@ from fxquant.spec import TensorSpec
 from fxquant.target import ARCHS, KernelConfig, Problem
 from fxquant.triton_kernels.coded_mm import CODED_MM
 from tests.triton.coded import EVERY_KIND, exact, within_bound
-from tests.triton.helpers import ODD_SHAPES, assert_exact, operands_of, problem, strided
+from tests.triton.helpers import ODD_SHAPES, assert_exact, beside, operands_of, problem, strided
 
 SMALL = CODED_MM.config(16, 16, 1, 8, 0, 0, 0, 4, 2)
 SPLIT = CODED_MM.config(16, 32, 3, 8, 0, 0, 0, 4, 2)
@@ -65,6 +65,13 @@ def test_rows_apart() -> None:
     assert_exact(CODED_MM.run(strided(operands), SMALL), want)
     columns = operands.x.t().contiguous().t()
     assert_exact(CODED_MM.run(dataclasses.replace(operands, x=columns), SMALL), want)
+
+
+def test_what_no_descriptor_describes_is_read_by_pointers() -> None:
+    operands = operands_of(_two_chunks("int4/group64", 5, 20))
+    moved = dataclasses.replace(operands, tiles=beside(operands.tiles))
+    assert_exact(CODED_MM.run(moved, DESCRIBED), CODED_MM.run(operands, DESCRIBED))
+    assert CODED_MM.run(operands_of(problem((5, 0, 64), "int4/group64")), DESCRIBED).shape == (5, 0)
 
 
 def test_a_tensor_scale_for_each_row() -> None:

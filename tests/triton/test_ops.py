@@ -8,14 +8,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 
+from fxquant import triton_kernels
 from fxquant.errors import NoGpuKernelWarning
-from fxquant.ops import gpu, reference
+from fxquant.ops import fitting, gpu, reference
 from fxquant.spec import TensorSpec
-from fxquant.target import ARCHS, Problem, Target
+from fxquant.target import ARCHS, KernelConfig, Problem, Target
 from fxquant.triton_kernels import KERNELS, kernels_for
 from fxquant.triton_kernels.launching import guarded, recorded
 from fxquant.tuning import lookup
+from fxquant.tuning.compiling import empty_operands
 from tests.test_ops_tiled import Case, K, N
 
 SM90 = ARCHS["sm90"]
@@ -175,6 +178,99 @@ def test_embedding_dequantize(text: str) -> None:
     zero = c.zero_point if c.spec.has_zero_point else None
     args = (torch.tensor([[0, 64, 3], [3, 1, 2]]), rows, c.scale, zero, c.tensor_scale, K, c.text, torch.float16)
     assert torch.equal(on_kernel(GPU.embedding_dequantize, *args), REFERENCE.embedding_dequantize(*args))
+
+
+def spread_out(value: Any) -> Any:
+    """Tensors with other elements between theirs, as views of larger ones have them."""
+    if not isinstance(value, Tensor):
+        return value
+    wide = torch.stack([value, value.flip(0)], -1)
+    return wide[..., 0]
+
+
+def test_operands_may_be_views_of_other_tensors() -> None:
+    c, codes = Case("int4/group32/affine/bf16"), Case("int4/group32/affine/bf16", "int8/token")
+    args = (half(c.x), *c.parts, half(c.bias), half(c.residual), "silu", K, c.text, torch.float16, [])
+    of_codes = codes.of_codes(codes.bias, codes.residual)
+    x, weight = half(torch.randn(3, K)), half(torch.rand(K))
+    for op, given in (
+        (GPU.tiled_linear, args),
+        (GPU.tiled_linear_codes, of_codes),
+        (GPU.quantize_dynamic, (x, "int8/token")),
+        (GPU.norm_quantize, (x, "layernorm", weight, weight, 1e-5, "int8/token")),
+    ):
+        got, want = on_kernel(op, *map(spread_out, given)), op(*given)
+        for one, other in zip(*((r,) if isinstance(r, Tensor) else r for r in (got, want)), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_a_row_of_x_may_stand_for_many() -> None:
+    c = Case("int8/channel", "int8/token")
+    codes, *rest = c.of_codes()
+    same = codes[:1, :1].expand_as(codes)
+    got = GPU.tiled_linear_codes(same, *rest)
+    assert torch.equal(got, GPU.tiled_linear_codes(same.contiguous(), *rest))
+
+
+@pytest.mark.parametrize("text", ["int8/channel", "int4/group32/affine/bf16"])
+def test_kernels_are_launched_on_the_gpu_where_the_operands_are(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton launches on the current one, whatever its arguments say."""
+    made: list[tuple[int, ...]] = []
+    guard = torch.cuda.device_of
+    monkeypatch.setattr(torch.cuda, "device_of", lambda t: [made.append(tuple(t.shape)), guard(t)][1])
+    c = Case(text)
+    GPU.tiled_linear(half(c.x), *c.parts, None, None, "", K, c.text, torch.float16, [])
+    GPU.quantize_dynamic(half(c.x), "int8/token")
+    rows = REFERENCE.pack_rows(c.codes, c.text)
+    zero = c.zero_point if c.spec.has_zero_point else None
+    GPU.embedding_dequantize(torch.tensor([1]), rows, c.scale, zero, None, K, c.text, torch.float16)
+    assert made == [(6, K), (6, K), tuple(rows.shape)]
+
+
+def test_a_gpu_with_less_shared_memory_runs_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8.6 gets configurations of 8.0."""
+    c = Case("int8/channel", "int8/token")
+    want, launch, tried = GPU.tiled_linear_codes(*c.of_codes()), triton_kernels.launch_by, []
+
+    def limited(config: KernelConfig, operands: Any) -> Any:
+        tried.append(config)
+        if len(tried) < 3:
+            raise OutOfResources(200 * 1024, 99 * 1024, "shared memory")
+        return launch(config, operands)
+
+    monkeypatch.setattr(triton_kernels, "launch_by", limited)
+    monkeypatch.setattr(fitting, "_INSTEAD", {})
+    close(GPU.tiled_linear_codes(*c.of_codes()), want, 400.0)
+    assert len(tried) == 3
+    close(GPU.tiled_linear_codes(*c.of_codes()), want, 400.0)
+    assert tried[2:] == [tried[2]] * 2
+
+
+@pytest.mark.parametrize(
+    ("op", "x_text", "text"),
+    [
+        ("linear", "int8/token", "int8/channel"),
+        ("linear", "float8_e4m3fn/token", "float8_e4m3fn/channel"),
+        ("linear", "int8/token", "int4/group128"),
+        ("linear", "", "int4/group128"),
+        ("linear", "mxfp8", "mxfp8"),
+        ("quantize", "int8/token", ""),
+        ("quantize", "mxfp8", ""),
+        ("embedding", "", "int4/channel"),
+    ],
+)
+def test_grids_are_within_the_limits_of_cuda(op: Any, x_text: str, text: str) -> None:
+    """65535 along all axes but the first: also for what few rows of x get, which may be the last row of a plan."""
+    weights, activations = (str(TensorSpec.parse(t)) if t else "" for t in (text, x_text))
+    n = 0 if op == "quantize" else 64
+    few, many = (Problem(op, m, n, 8192, weights, activations, "float16") for m in (17, 2**19))
+    for arch in (ARCHS["sm80"], ARCHS["sm100"]):
+        for kernel in kernels_for(few, arch):
+            with recorded() as launches:
+                for config in kernel.candidates(few, arch):
+                    kernel.run(empty_operands(many), config)
+            assert launches
+            assert all(count <= 65535 for launch in launches for count in launch.grid[1:]), kernel.name
 
 
 def test_no_rows() -> None:

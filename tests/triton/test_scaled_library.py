@@ -62,3 +62,11 @@ def test_runs_on_meta_tensors_with_one_launch_to_finish() -> None:
         assert y.shape == (33, 64)
         assert y.dtype == torch.float16
         assert [launch.function.__name__ for launch in launches] == ["_finish_sums"]
+
+
+def test_an_e5m2_weight_is_not_scaled_by_the_library() -> None:
+    """Its product by row takes e4m3fn on that side only."""
+    kind = ("float8_e5m2/channel", "float8_e4m3fn/token")
+    with recorded() as launches:
+        FLOAT8_MM.run(linear_operands(problem((32, 64, 64), *kind, dtype="bfloat16")), FLOAT8_MM_CONFIG)
+    assert [launch.function.__name__ for launch in launches] == ["_finish_sums"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from fxquant.target import ARCHS, KernelConfig
 from fxquant.triton_kernels.scaled_mm import SCALED_MM
 from fxquant.triton_kernels.scaled_mm_persistent import SCALED_MM_PERSISTENT
 from fxquant.triton_kernels.scaled_products import AS_THEY_ARE
-from tests.triton.helpers import assert_exact, operands_of, problem, strided
+from tests.triton.helpers import assert_exact, beside, operands_of, problem, strided
 from tests.triton.scaled import (
     FLOAT8,
     INT8,
@@ -51,6 +53,15 @@ def test_rows_that_a_descriptor_cannot_read_are_moved(step: int) -> None:
     made = operands_of(problem((17, 31, 80), *INT8), residual=True)
     whole = SCALED_MM.run(made, SCALED_MM.config(16, 32, 64, 2, AS_THEY_ARE, 4, 2))
     assert_exact(SCALED_MM_PERSISTENT.run(strided(made, step), _config()), whole)
+
+
+def test_a_row_of_x_may_stand_for_many_and_a_weight_begin_anywhere() -> None:
+    made = operands_of(problem((17, 31, 80), *INT8), residual=True)
+    same = made.x[:1].expand(17, 80)
+    want = SCALED_MM_PERSISTENT.run(dataclasses.replace(made, x=same.contiguous()), _config())
+    assert_exact(SCALED_MM_PERSISTENT.run(dataclasses.replace(made, x=same), _config()), want)
+    tiles = beside(made.tiles)
+    assert_exact(SCALED_MM_PERSISTENT.run(dataclasses.replace(made, x=same, tiles=tiles), _config()), want)
 
 
 def test_declines_with_a_reason() -> None:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fxquant.target import KernelConfig, Problem
-from fxquant.tuning.device import Device
 from fxquant.tuning.measuring import Case
+from fxquant.tuning.plans.device import Device
 
 DEVICE = Device("gpu", "Fake GPU", "sm90", fxquant="1", torch="2", triton="3")
 PROBLEM = Problem("linear", 16, 64, 128, "int8/channel", "int8/token", "float16")

@@ -15,7 +15,7 @@ from fxquant.errors import InvalidOption
 from fxquant.target import ARCHS, Arch, KernelConfig, Plan, PlanRow, Problem
 from fxquant.triton_kernels import KERNELS
 from fxquant.triton_kernels.launching import OPTIONS
-from fxquant.tuning.ahead import MANIFEST, Wanted, compile_ahead, wanted_of
+from fxquant.tuning.ahead import MANIFEST, Wanted, compile_ahead, wanted_of, with_quantizations
 from fxquant.tuning.compiling import launches_of
 
 PROBLEM = Problem("quantize", 0, 0, 512, "", "int8/token", "bfloat16")
@@ -82,6 +82,26 @@ def test_the_index_can_name_the_place_on_the_server(tmp_path: Path) -> None:
     [index] = tmp_path.glob("*/__grp__*.json")
     paths = json.loads(index.read_text())["child_paths"].values()
     assert {Path(path).parent for path in paths} == {Path("/srv/kernels") / index.parent.name}
+
+
+def test_a_place_on_the_server_is_a_whole_path(tmp_path: Path) -> None:
+    with pytest.raises(InvalidOption, match="give an absolute one"):
+        made(tmp_path, ARCHS["sm90"], Path("kernels"))
+
+
+def test_a_folder_that_is_not_finished_has_no_manifest(tmp_path: Path) -> None:
+    made(tmp_path, ARCHS["sm90"])
+    again = compile_ahead([PROBLEM.with_m(16)], ARCHS["sm90"], tmp_path, plans=[plan(ARCHS["sm90"])])
+    next(again)
+    again.close()  # as an interrupt does
+    assert not (tmp_path / MANIFEST).exists()
+
+
+def test_what_quantizes_activations_is_compiled_with_the_linears() -> None:
+    on_codes = Problem("linear", 16, 64, 512, "int8/channel", "int8/token", "bfloat16")
+    weight_only = Problem("linear", 16, 64, 512, "int8/channel", "", "bfloat16")
+    problems = [on_codes.with_m(m) for m in (1, 16)] + [weight_only]
+    assert with_quantizations(problems) == [PROBLEM, on_codes.with_m(0), weight_only.with_m(0)]
 
 
 def rows_of(*limits: tuple[int, KernelConfig]) -> list[tuple[int, str]]:

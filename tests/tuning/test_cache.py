@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from fxquant.errors import NotAPlanFile, OtherDevice, TuningCacheWarning
 from fxquant.target import M_BUCKETS, KernelConfig, Problem
 from fxquant.tuning import Entry, PlanCache, export_plans, import_plans
-from fxquant.tuning.cache import document, read_document, write_json
-from fxquant.tuning.device import Device
-from fxquant.tuning.records import merged
+from fxquant.tuning.plans.cache import document, read_document, write_json
+from fxquant.tuning.plans.device import Device, _generation
+from fxquant.tuning.plans.records import merged
 from tests.tuning.fakes import DEVICE, PROBLEM, A, B
 
 ENTRY = Entry(PROBLEM, B, "tuned", "source-1", 1e-5, 2e-5, "quick")
@@ -182,3 +182,13 @@ def test_the_name_of_a_device_is_readable() -> None:
     cpu = Device("cpu", "AMD EPYC", "avx2 avx512vnni", "48K 1024K", 2)
     assert str(cpu) == "AMD EPYC (avx2 avx512vnni; caches 48K 1024K; 2 threads)"
     assert Device.from_json(cpu.to_json()) == cpu
+
+
+def test_cpus_of_one_name_are_told_apart_by_their_generation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "cpuinfo"
+    monkeypatch.setattr("fxquant.tuning.plans.device._CPU_INFO", file)
+    assert _generation() == ""
+    file.write_text("processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n\nprocessor\t: 1\n")
+    assert _generation() == " (family 25, model 17)"
+    file.write_text("processor\t: 0\nBogoMIPS\t: 100\n")
+    assert _generation() == ""

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
+import fxquant
 from fxquant import cpu_kernels
 from fxquant.cli import app
 from fxquant.tuning import PlanCache, caches_of
-from fxquant.tuning.device import Device
+from fxquant.tuning.plans.device import Device
 
 pytestmark = pytest.mark.skipif(cpu_kernels.find_compiler() is None, reason="no C++ compiler: no kernels to tune")
 
@@ -28,6 +29,18 @@ def small() -> tuple[nn.Module, Tensor]:
 
 def no_model() -> str:
     return "nothing"
+
+
+def no_module() -> tuple[str, Tensor]:
+    return "nothing", torch.randn(3, 64)
+
+
+def broken() -> tuple[nn.Module, Tensor]:
+    raise ZeroDivisionError("the user's own")
+
+
+def interrupted() -> tuple[nn.Module, Tensor]:
+    raise KeyboardInterrupt
 
 
 @pytest.fixture
@@ -87,12 +100,47 @@ def test_plans_of_another_machine_are_refused(plans: Path, shapes: Path, tmp_pat
         (["no.such.module:make"], "it takes PACKAGE.MODULE:FUNCTION"),
         (["json"], "it takes PACKAGE.MODULE:FUNCTION"),
         ([f"{__name__}:no_model"], "returns (model, example inputs)"),
+        ([f"{__name__}:no_module"], "returns (model, example inputs)"),
+        ([f"{__name__}:SHAPE"], "returns (model, example inputs)"),
+        (["--shapes", "x.json", "--preset", "int8dq"], "it is for a MODEL"),
         (["--shapes", "missing.json"], "holds no list of problems"),
         (["--shapes", "missing.json", "--target", "sm91"], "did you mean 'sm90'?"),
     ],
 )
 def test_what_cannot_be_done_is_named(plans: Path, args: list[str], words: str) -> None:
     assert words in run(*args, code=2)
+
+
+def test_an_error_of_the_models_function_passes() -> None:
+    result = CliRunner().invoke(app, ["tune", f"{__name__}:broken"])
+    assert result.exit_code == 1
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_an_interrupt_ends_without_a_traceback() -> None:
+    result = CliRunner().invoke(app, ["tune", f"{__name__}:interrupted"])
+    assert result.exit_code == 130
+    assert "Traceback" not in result.output
+
+
+def test_modules_beside_the_user_are_found_even_late(
+    plans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_dynamo: None
+) -> None:
+    (tmp_path / "users_model.py").write_text(
+        "def make():\n    import users_parts\n    return users_parts.model(), users_parts.x()\n"
+    )
+    (tmp_path / "users_parts.py").write_text(
+        "import torch\nmodel = lambda: torch.nn.Linear(64, 32)\nx = lambda: torch.randn(3, 64)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert "1 problems for " in run("users_model:make", "--preset", "int8wo")
+
+
+def test_a_model_on_the_cpu_is_tuned_for_what_its_graph_runs(plans: Path, fresh_dynamo: None) -> None:
+    report = fxquant.tune(*small(), config="int8dq", target="cpu")
+    found = fxquant.tune(*small(), config="int8dq")
+    assert [one.entry.problem for one in report.outcomes] == [one.entry.problem for one in found.outcomes]
+    assert found.known == len(found.outcomes)
 
 
 def test_an_export_that_cannot_be_written_is_named(plans: Path, tmp_path: Path) -> None:

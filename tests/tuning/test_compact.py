@@ -8,8 +8,8 @@ import json
 import pytest
 
 from fxquant.target import M_BUCKETS, KernelConfig, Problem
-from fxquant.tuning.compact import from_compact, to_compact
-from fxquant.tuning.records import Entry
+from fxquant.tuning.plans.compact import from_compact, to_compact
+from fxquant.tuning.plans.records import Entry
 
 A, B = KernelConfig.of("a", BLOCK_M=16, num_warps=4), KernelConfig.of("b", BLOCK_N=32)
 

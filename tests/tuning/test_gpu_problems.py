@@ -15,11 +15,14 @@ from fxquant.annotation import note_of
 from fxquant.lowering import select_kernels
 from fxquant.lowering.calls import problem_of_call
 from fxquant.lowering.tuned import calls_of, use_tuned
+from fxquant.ops.gpu import config_for, forget_plans
 from fxquant.target import Plan, Problem, Target, arch_named
 from fxquant.target.config import kernel_id
 from fxquant.triton_kernels import KERNELS, kernels_for
+from fxquant.triton_kernels.operands import QuantizeOperands
 from fxquant.tuning import Entry, caches_of, lookup
-from fxquant.tuning.gpu import prepared
+from fxquant.tuning.measuring.checking import _number
+from fxquant.tuning.measuring.gpu import prepared
 from tests.passes.helpers import staged
 from tests.tuning.fakes import FakeFacts
 
@@ -74,6 +77,11 @@ def fake_model(monkeypatch: pytest.MonkeyPatch) -> None:
             Problem("quantize", 3, 0, 64, "", TOKEN, "float32", "rmsnorm"),
         ),
         (
+            "quantize_static",
+            {"x": torch.empty(3, 64), "scale": torch.ones(1), "spec": "int8/tensor"},
+            Problem("quantize", 3, 0, 64, "", "int8/tensor", "float32", "static"),
+        ),
+        (
             "embedding_dequantize",
             {"indices": torch.empty(2, 3), "rows": torch.empty(100, 8), "embedding_dim": 16, "spec": INT4,
              "dtype": torch.float32},
@@ -108,15 +116,50 @@ def test_a_linear_is_checked_by_its_reference(problem: Problem) -> None:
     assert f"1 of {min(problem.m, 64) * 24} values are wrong" in check(y)
 
 
-@pytest.mark.parametrize("norm", ["", "rmsnorm"])
-@pytest.mark.parametrize("spec", [TOKEN, "int8/tensor", "fp8_e4m3/token"])
+@pytest.mark.parametrize("norm", ["", "rmsnorm", "layernorm"])
+@pytest.mark.parametrize("spec", [TOKEN, "int8/tensor", "fp8_e4m3/token", "nvfp4"])
 def test_a_quantization_is_checked_by_its_reference(spec: str, norm: str) -> None:
     operands, check = prepared(Problem("quantize", 70, 0, 96, "", spec, "float32", norm), CPU)
-    x, weight = operands.x, operands.norm_weight  # pyright: ignore[reportAttributeAccessIssue]
-    codes, scale, _ = OPS.norm_quantize(x, norm, weight, None, 1e-6, spec) if norm else OPS.quantize_dynamic(x, spec)
-    assert check((codes, scale)) == ""
-    assert "values are wrong" in check((codes, scale * 2))
-    assert "codes are wrong" in check((codes.roll(1, 1), scale))
+    assert isinstance(operands, QuantizeOperands)
+    x, weight, bias = operands.x, operands.norm_weight, operands.norm_bias
+    assert (weight is not None, bias is not None) == (bool(norm), norm == "layernorm")
+    made = OPS.norm_quantize(x, norm, weight, bias, 1e-6, spec) if norm else OPS.quantize_dynamic(x, spec)
+    codes, scale, whole = made
+    assert check(made) == ""
+    assert "values are wrong" in check((codes, (scale.float() * 2).to(scale.dtype), whole))
+    assert "codes are wrong" in check((codes.roll(1, 1), scale, whole))
+    if spec == "nvfp4":
+        assert "values are wrong" in check((codes, scale, whole * 2))
+
+
+def test_one_code_that_is_far_off_is_seen() -> None:
+    operands, check = prepared(Problem("quantize", 64, 0, 4096, "", TOKEN, "float32"), CPU)
+    assert isinstance(operands, QuantizeOperands)
+    codes, scale, whole = OPS.quantize_dynamic(operands.x, TOKEN)
+    codes[63, 4095] += 1
+    assert check((codes, scale, whole)) == ""
+    codes[63, 4095] += 1
+    assert check((codes, scale, whole)) == "1 of 262144 codes are wrong, 1 by more than a step"
+
+
+def test_the_next_float8_on_either_side_is_one_step_off() -> None:
+    every = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    finite = every[every.float().isfinite()]
+    values, order = finite.float().sort(stable=True)
+    steps = _number(finite)[order].diff()
+    assert torch.equal(steps, (values.diff() > 0).int())  # both zeros are one
+
+
+@pytest.mark.parametrize("spec", ["int8/tensor", "fp8_e4m3/tensor"])
+def test_a_quantization_with_a_given_scale_is_checked(spec: str) -> None:
+    operands, check = prepared(Problem("quantize", 70, 0, 96, "", spec, "float16", "static"), CPU)
+    assert isinstance(operands, QuantizeOperands)
+    assert operands.norm == ""
+    assert operands.scale is not None
+    codes, scale = OPS.quantize_static(operands.x, operands.scale.reshape(1), spec)
+    assert codes.float().unique().numel() > 50
+    assert check((codes, scale, torch.empty(0))) == ""
+    assert "values are wrong" in check((codes, scale * 2, torch.empty(0)))
 
 
 def test_a_lookup_is_checked_by_its_reference() -> None:
@@ -161,6 +204,15 @@ def test_a_model_is_tuned_for_a_gpu_that_is_not_here(plans: Path, fake_model: No
     assert "chosen by the model of time, none of these measured" in report.summary
     again = fxquant.tune(Two(), torch.randn(6, 64), config="int4wo-g32", target="sm90")
     assert again.known == len(report.outcomes) == 2
+
+
+def test_ops_without_a_plan_use_what_was_tuned_meanwhile(plans: Path, fake_model: None) -> None:
+    asked = Problem("quantize", 16, 0, 512, "", TOKEN, "float32")
+    forget_plans()
+    before = config_for((), asked, "sm90")
+    report = fxquant.tune([asked], target="sm90")
+    assert config_for((), asked, "sm90") == report.outcomes[0].entry.config != before
+    forget_plans()
 
 
 def test_entries_of_every_kernel_are_found_by_its_source(plans: Path) -> None:

@@ -12,13 +12,13 @@ import pytest
 
 from fxquant.errors import InvalidOption, NotAPlanFile, TuningCacheWarning
 from fxquant.target import ARCHS, KernelConfig, Problem, Target
-from fxquant.tuning import Entry, PlanCache, lookup, tables
+from fxquant.tuning import Entry, PlanCache, lookup
 from fxquant.tuning.candidates import CpuSpace, cpu_space
-from fxquant.tuning.device import device_of, modelled_device
-from fxquant.tuning.tables import older_arch, read_table, write_table
+from fxquant.tuning.plans.device import device_of, modelled_device
+from fxquant.tuning.plans.tables import TABLES, older_arch, read_table, write_table
 from tests.tuning.fakes import PROBLEM, A, B, FakeSpace
 
-MODULE = sys.modules["fxquant.tuning.lookup"]  # the package has the function under that name
+MODULE = sys.modules["fxquant.tuning.plans.lookup"]  # the package has the function under that name
 CPU = Target("cpu", avx2=True, avx512=True, vnni=True, has_kernels=True)
 ON_CPU = Problem("linear", 16, 64, 128, "int8/channel", "int8/token", "float32")
 SM90 = Target("cuda", arch="sm90")
@@ -103,6 +103,11 @@ def test_what_is_tuned_meanwhile_is_found(fake_space: FakeSpace, tmp_path: Path)
     assert lookup(PROBLEM, SM90, tmp_path).row(16).source == "tuned"
 
 
+def test_an_architecture_can_be_asked_for_and_hashed(fake_space: FakeSpace, tmp_path: Path) -> None:
+    assert lookup(PROBLEM, ARCHS["sm90"], tmp_path) == lookup(PROBLEM, "sm90", tmp_path)
+    assert len({*ARCHS.values()}) == len(ARCHS)
+
+
 def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidOption, match="did you mean 'sm90'"):
         lookup(PROBLEM, "sm91", tmp_path)
@@ -135,7 +140,7 @@ def test_the_shipped_tables_are_whole(arch: str) -> None:
     for problem, found in read_table(arch).items():
         assert found.problem == problem.bucketed(), problem
         assert found.source == "modelled"
-    assert tables.TABLES.name == "tables"
+    assert TABLES.name == "tables"
 
 
 def test_on_a_cpu_the_widest_instruction_set_is_the_heuristics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

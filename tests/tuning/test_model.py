@@ -11,11 +11,11 @@ import pytest
 from benchmarks.published import BAND, Plain, best_plain, comparisons, plain_problem
 from fxquant.target import ARCHS, Arch, Board, KernelConfig, Problem
 from fxquant.tuning.facts.record import Facts, HotLoop, LaunchFacts
-from fxquant.tuning.iteration import iteration_of
 from fxquant.tuning.model import Modelled, modelled_time
+from fxquant.tuning.model.iteration import iteration_of
+from fxquant.tuning.model.tiling import tiling_of
+from fxquant.tuning.model.traffic import memory_bytes
 from fxquant.tuning.occupancy import Occupancy, occupancy_of
-from fxquant.tuning.tiling import tiling_of
-from fxquant.tuning.traffic import memory_bytes
 
 SM90 = ARCHS["sm90"]
 # 10 processors at 1 GHz, each of 1024 operations a cycle; nothing but the loop takes time.

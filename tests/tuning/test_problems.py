@@ -32,6 +32,12 @@ def test_what_a_problem_writes_of_itself_is_read(tmp_path: Path) -> None:
     assert read_problems(written(tmp_path, [problem.to_json()])) == [problem]
 
 
+def test_formats_are_spelled_as_lookups_do(tmp_path: Path) -> None:
+    short = {"n": 64, "k": 128, "weights": "mxfp4", "activations": "int8/token/symmetric", "dtype": "bfloat16"}
+    [problem] = read_problems(written(tmp_path, [short]))
+    assert (problem.weights, problem.activations) == ("fp4_e2m1/group32/e8m0", "int8/token")
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

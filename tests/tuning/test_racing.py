@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 
 import pytest
 
 from fxquant.target import ARCHS, KernelConfig
-from fxquant.tuning.pruning import alike, ranked, why_drop
-from fxquant.tuning.racing import FULL, QUICK, Timing, hopeful, race
-from tests.tuning.fakes import PROBLEM, A, B, C, D, FakeBench, FakeFacts
+from fxquant.tuning.measuring.racing import FULL, QUICK, Timing, hopeful, race
+from fxquant.tuning.pruning import alike, ranked, shortlist, why_drop
+from tests.tuning.fakes import PROBLEM, A, B, C, D, FakeBench, FakeFacts, tile
 
 SM90 = ARCHS["sm90"]
 
@@ -92,6 +93,25 @@ def test_what_is_left_is_ranked_by_the_model() -> None:
     order, dropped = ranked(PROBLEM, [A, B, C], SM90, lambda p, c, a: facts[c], lambda p, c, a, f: seconds[c])
     assert [one.config for one in order] == [C, A]
     assert [(out.config, out.reason[:9]) for out in dropped] == [(B, "it spills")]
+
+
+def test_a_short_list_has_the_best_guesses_of_each_kernel() -> None:
+    other, another, library = tile(16, "other"), tile(32, "other"), KernelConfig("library")
+    assert shortlist([A, B, C, other, another, library], 5) == [A, other, library, B, another]
+    assert shortlist([A, B], None) == [A, B]
+
+
+def test_a_kernel_that_the_model_does_not_know_is_last_and_does_not_push_out_the_spare() -> None:
+    library = KernelConfig("library")
+    facts = {A: FakeFacts(spills=1), B: FakeFacts(), library: FakeFacts()}
+    seconds = {A: 3.0, B: 2.0, library: math.inf}
+
+    def order_of(*configs: KernelConfig) -> list[KernelConfig]:
+        found, _ = ranked(PROBLEM, configs, SM90, lambda p, c, a: facts[c], lambda p, c, a, f: seconds[c])
+        return [one.config for one in found]
+
+    assert order_of(library, A, B) == [B, library]
+    assert order_of(library, A) == [A, library]
 
 
 def test_what_does_not_compile_is_out_and_if_nothing_does_the_compiler_is_quoted() -> None:

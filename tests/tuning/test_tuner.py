@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from fxquant.errors import NoRightAnswer
+from fxquant.errors import NoRightAnswer, NothingToTune
 from fxquant.target import ARCHS, KernelConfig, Problem
 from fxquant.tuning import Outcome, PlanCache, Progress, Tuner
+from fxquant.tuning.measuring import Case
 from tests.tuning.fakes import DEVICE, PROBLEM, A, B, C, D, FakeBench, FakeFacts, FakeSpace, tile
 
 TIMES = {A: [4.0], B: [2.0], C: [3.0], D: [1.0]}
@@ -116,6 +119,40 @@ def test_without_the_device_the_model_chooses_and_says_so(tmp_path: Path) -> Non
     assert (outcome.entry.config, outcome.entry.source, outcome.measured) == (C, "modelled", 0)
     assert outcome.entry.gain == 2.0
     assert the_only(by_model.tune([PROBLEM])).known
+
+
+def test_more_effort_asks_the_model_about_more(tmp_path: Path) -> None:
+    by_model = tuner(tmp_path, None, **model({A: 4.0, B: 1.0, C: 2.0, D: 3.0}))
+    assert not the_only(by_model.tune([PROBLEM], "quick")).known
+    assert not the_only(by_model.tune([PROBLEM], "full")).known
+    assert the_only(by_model.tune([PROBLEM], "quick")).known
+
+
+def test_what_the_model_does_not_know_it_never_prefers_but_it_is_measured(tmp_path: Path) -> None:
+    library = KernelConfig("int_mm")
+    seconds = {**MANY, library: math.inf}
+    space = FakeSpace(configs=(*MANY, library), sources={"mm": "1", "int_mm": "2"})
+    by_model = dataclasses.replace(tuner(tmp_path, None, **model(seconds)), space=space)
+    assert the_only(by_model.tune([PROBLEM], "full")).entry.config == tile(1)
+    bench = FakeBench({**{config: [2.0] for config in MANY}, library: [1.0]})
+    measured = dataclasses.replace(tuner(tmp_path / "here", bench, **model(seconds)), space=space)
+    assert the_only(measured.tune([PROBLEM], "quick")).entry.config == library
+    nothing = dataclasses.replace(by_model, space=dataclasses.replace(space, configs=(library,)))
+    with pytest.raises(NothingToTune, match="the model knows no configuration"):
+        nothing.tune([PROBLEM.with_m(64)])
+
+
+def test_a_problem_without_memory_for_it_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Full(FakeBench):
+        def case(self, problem: Problem) -> Case:
+            if problem.m == 64:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nand more")
+            return self
+
+    with caplog.at_level(logging.WARNING, "fxquant"):
+        outcomes = tuner(tmp_path, Full(TIMES)).tune([PROBLEM.with_m(64), PROBLEM])
+    assert [outcome.entry.problem for outcome in outcomes] == [PROBLEM]
+    assert "is not tuned: CUDA out of memory. Tried to allocate 2.00 GiB" in caplog.text
 
 
 def test_each_problem_is_announced_and_reported(tmp_path: Path) -> None:

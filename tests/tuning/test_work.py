@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from fxquant.target import ARCHS, Problem, Work
-from fxquant.tuning.work import roofline_of, unit_of, weight_bytes, work_of, x_bytes
+from fxquant.tuning.model.work import roofline_of, unit_of, weight_bytes, work_of, x_bytes
 
 H100, A100, B200 = (ARCHS[name].board for name in ("sm90", "sm80", "sm100"))
 

@@ -16,6 +16,7 @@ import torch
 
 from fxquant.target import Arch, Target
 
+_CPU_INFO = Path("/proc/cpuinfo")
 _LAST_LEVEL = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
 
 
@@ -24,7 +25,8 @@ class Device:
     """What a measurement holds for. Two machines whose devices are equal may share their plans.
 
     kind     'gpu' or 'cpu'.
-    name     the maker's: 'NVIDIA H100 80GB HBM3', 'AMD EPYC'; '' of a GPU that is not here: an architecture's model.
+    name     the maker's: 'NVIDIA H100 80GB HBM3', 'AMD EPYC (family 25, model 17)'; '' of a GPU that is not here: an
+             architecture's model.
     arch     of a GPU its architecture, 'sm90'; of a CPU the instruction sets that kernels are written for.
     caches   of a CPU: sizes of its levels.  threads: of a CPU, how many torch uses.
     fxquant, torch, triton  versions ('' without Triton, and for a CPU, whose kernels do not use it).
@@ -71,14 +73,15 @@ def device_of(target: Target) -> Device:
     """The device of a target: the CPU of this machine, its GPU, or where that is another one a GPU by architecture."""
     if target.device == "cpu":
         return _cpu()
-    return modelled_device(target.arch, _name_of_gpu(target))
+    number = torch.cuda.current_device() if torch.cuda.is_available() else None
+    return modelled_device(target.arch, "" if number is None else _name_of_gpu(number, target.arch))
 
 
 @functools.cache
-def _name_of_gpu(target: Target) -> str:
-    """'' if this machine's GPU is none, or of another architecture."""
-    here = torch.cuda.is_available() and Target.of_this_machine(target.device).arch == target.arch
-    return torch.cuda.get_device_name() if here else ""
+def _name_of_gpu(number: int, arch: str) -> str:
+    """'' if this machine's GPU of that number is of another architecture."""
+    here = Target.of_this_machine(torch.device("cuda", number)).arch == arch
+    return torch.cuda.get_device_name(number) if here else ""
 
 
 def modelled_device(arch: Arch | str, name: str = "") -> Device:
@@ -87,14 +90,29 @@ def modelled_device(arch: Arch | str, name: str = "") -> Device:
 
 
 def _cpu() -> Device:
+    return _cpu_with(torch.get_num_threads())
+
+
+@functools.cache
+def _cpu_with(threads: int) -> Device:
     able = torch.cpu.get_capabilities()
     sets = [name for name, flag in (("avx2", "avx2"), ("avx512vnni", "avx512_vnni")) if able.get(flag)]
     sizes = [f"{able.get(level, 0) // 1024}K" for level in ("l1d_cache_size", "l2_cache_size")]
     if _LAST_LEVEL.exists():
         sizes.append(_LAST_LEVEL.read_text(encoding="ascii").strip())
-    name = str(able.get("cpu_name") or able.get("architecture") or "unknown CPU")
+    name = str(able.get("cpu_name") or able.get("architecture") or "unknown CPU") + _generation()
     arch = " ".join(sets) or "portable"
-    return Device("cpu", name, arch, " ".join(sizes), torch.get_num_threads(), _own_version(), torch.__version__)
+    return Device("cpu", name, arch, " ".join(sizes), threads, _own_version(), torch.__version__)
+
+
+def _generation() -> str:
+    """Such as ' (family 25, model 17)': in a virtual machine several have one name. '' where Linux does not say."""
+    if not _CPU_INFO.exists():
+        return ""
+    first = _CPU_INFO.read_text(encoding="utf-8").partition("\n\n")[0]
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
+    words = [f"{word} {fields[key]}" for word, key in (("family", "cpu family"), ("model", "model")) if key in fields]
+    return f" ({', '.join(words)})" if words else ""
 
 
 @functools.cache

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from fxquant.target import Problem
-from fxquant.tuning.tiling import Tiling
-from fxquant.tuning.work import work_of
+from fxquant.tuning.model.tiling import Tiling
+from fxquant.tuning.model.work import work_of
 
 
 def memory_bytes(problem: Problem, tiling: Tiling, cache: int, *, held: int) -> float:

@@ -21,8 +21,10 @@ from fxquant.triton_kernels.operands import (
     QuantizeOperands,
     linear_operands,
 )
-from fxquant.tuning.checking import codes_difference, difference, first_and_last_rows
+from fxquant.tuning.measuring.checking import codes_difference, difference, first_and_last_rows
 
+STATIC = "static"  # of a quantization's `extra`: the scale is given
+_STATIC_SCALE = 4 / 127  # of x from the normal distribution: few codes are at the end of int8's
 _MOST_ROWS = 65536  # of a table: a lookup in a longer one takes as long
 _OPS = torch.ops.fxquant
 
@@ -66,23 +68,38 @@ def _cut(scale: Tensor | None, rows: Tensor) -> Tensor | None:
 
 def _quantize_operands(problem: Problem, device: torch.device) -> QuantizeOperands:
     x = torch.randn(problem.m, problem.k, device=device).to(DTYPES[problem.dtype])
-    weight = torch.rand(problem.k, device=device).to(x.dtype) if problem.extra else None
-    return QuantizeOperands(x, problem.activations, norm=problem.extra, norm_weight=weight, eps=1e-6)
+    if problem.extra == STATIC:
+        return QuantizeOperands(x, problem.activations, scale=torch.full((1, 1), _STATIC_SCALE, device=device))
+    weight, bias = (torch.rand(problem.k, device=device).to(x.dtype) for _ in range(2))
+    return QuantizeOperands(
+        x,
+        problem.activations,
+        norm=problem.extra,
+        norm_weight=weight if problem.extra else None,
+        norm_bias=bias if problem.extra == "layernorm" else None,
+        eps=1e-6,
+    )
 
 
 def _check_quantize(operands: QuantizeOperands) -> Check:
-    whole = TensorSpec.parse(operands.spec).granularity.kind == "tensor"
-    rows = torch.arange(operands.x.shape[0]) if whole else first_and_last_rows(operands.x.shape[0])
+    spec, m = TensorSpec.parse(operands.spec), operands.x.shape[0]
+    whole = spec.depends_on_whole and operands.scale is None  # the reference needs all rows
+    rows = torch.arange(m) if whole else first_and_last_rows(m)
     cut = _on_cpu(operands)
-    if cut.norm:
+    if cut.scale is not None:
+        wanted = _OPS.quantize_static(cut.x[rows], cut.scale.reshape(1), cut.spec)
+    elif cut.norm:
         wanted = _OPS.norm_quantize(cut.x[rows], cut.norm, cut.norm_weight, cut.norm_bias, cut.eps, cut.spec)
     else:
         wanted = _OPS.quantize_dynamic(cut.x[rows], cut.spec)
 
     def check(got: Any) -> str:
-        codes, scale = got[0].cpu(), got[1].cpu()
+        codes, scale, *tensor_scale = (t.cpu() for t in got)
         of_rows = scale if scale.shape[0] == 1 else scale[rows]
-        return codes_difference((codes[rows], of_rows), wanted)
+        wrong = codes_difference((codes[rows], of_rows), wanted)
+        if not wrong and spec.has_tensor_scale:
+            wrong = difference(tensor_scale[0].reshape(-1), wanted[2].reshape(-1))
+        return wrong
 
     return check
 

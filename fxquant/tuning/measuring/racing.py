@@ -13,7 +13,7 @@ Sample = Callable[[KernelConfig], float]
 
 
 @dataclass(frozen=True)
-class Effort:
+class Budget:
     """How long to measure.
 
     rounds    of the race.  final: rounds of the final.
@@ -27,7 +27,7 @@ class Effort:
     most: int | None = None
 
 
-QUICK, FULL = Effort(rounds=5, final=9, compiled=12, most=4), Effort(rounds=15, final=25)
+QUICK, FULL = Budget(rounds=5, final=9, compiled=12, most=4), Budget(rounds=15, final=25)
 _HOPELESS = 3.0  # so many times slower than the best at its first sample: out
 _LOSING = 1.25  # so many times slower at its best than the leader's median after `_ROUNDS_TO_TELL`: out
 _ROUNDS_TO_TELL = 3
@@ -62,7 +62,7 @@ class Race:
     out: tuple[KernelConfig, ...]  # given up before the end, slowest first
 
 
-def race(candidates: Sequence[KernelConfig], sample: Sample, effort: Effort) -> Race:
+def race(candidates: Sequence[KernelConfig], sample: Sample, budget: Budget) -> Race:
     """Time candidates in turns, the first being the heuristic's; the winner must beat it by more than the noise.
 
     Turns alternate, forwards and backwards, so that a machine that slows down slows all alike. One that is hopeless at
@@ -73,7 +73,7 @@ def race(candidates: Sequence[KernelConfig], sample: Sample, effort: Effort) -> 
     first = candidates[0]
     times: dict[KernelConfig, list[float]] = {config: [] for config in candidates}
     out: list[KernelConfig] = []
-    for turn in range(effort.rounds):
+    for turn in range(budget.rounds):
         alive = [config for config in candidates if config not in out]
         for config in alive if turn % 2 == 0 else reversed(alive):
             times[config].append(sample(config))
@@ -82,7 +82,7 @@ def race(candidates: Sequence[KernelConfig], sample: Sample, effort: Effort) -> 
     if best == first:
         seconds = Timing(tuple(times[first])).median
         return Race(first, seconds, seconds, tuple(out))
-    ours, theirs = _final(best, first, sample, effort.final)
+    ours, theirs = _final(best, first, sample, budget.final)
     if theirs.median - ours.median > max(ours.spread, theirs.spread):
         return Race(best, ours.median, theirs.median, tuple(out))
     return Race(first, theirs.median, theirs.median, tuple(out))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fxquant.target import Arch
 from fxquant.tuning.facts.record import HotLoop, LaunchFacts
-from fxquant.tuning.tiling import Tiling
+from fxquant.tuning.model.tiling import Tiling
 
 # Bytes of a thread in one ldmatrix; and in other accesses to shared memory, whose widths of 1 to 16 are not counted.
 MATRIX_WIDTH, SHARED_WIDTH = 16, 8

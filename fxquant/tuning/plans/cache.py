@@ -19,8 +19,8 @@ from fxquant.cpu_kernels import cache_dir
 from fxquant.cpu_kernels.build import BuildFailed
 from fxquant.errors import NotAPlanFile, OtherDevice, TuningCacheWarning
 from fxquant.target import Problem
-from fxquant.tuning.device import Device
-from fxquant.tuning.records import Entries, Entry, merged
+from fxquant.tuning.plans.device import Device
+from fxquant.tuning.plans.records import Entries, Entry, merged
 
 FORMAT = 1
 
@@ -127,10 +127,17 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     lines = [json.dumps(entry, ensure_ascii=False) for entry in content["entries"]]
     listed = "[\n  " + ",\n  ".join(lines) + "\n ]" if lines else "[]"
     text = json.dumps({**head, "entries": []}, indent=1, ensure_ascii=False)
-    text = text.removesuffix("[]\n}") + listed + "\n}\n"
+    replace_text(path, text.removesuffix("[]\n}") + listed + "\n}\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file under a temporary name, have it on the disk, and rename it. Raises OSError."""
     temporary = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_ident()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ class Entry:
     source            'tuned': measured on the device; 'modelled': chosen by the model of time, never run.
     kernel_source     `source_hash` of the kernel: with another source the entry does not count.
     seconds           of this configuration, measured or modelled; `heuristic_seconds` likewise of the heuristic's.
-    effort            what a 'tuned' one was measured with: 'quick' or 'full'.
+    effort            with which it was chosen: 'quick' or 'full'; 'none' in a shipped table.
     """
 
     problem: Problem
@@ -36,9 +36,10 @@ class Entry:
         """How many times faster than the heuristic's configuration."""
         return self.heuristic_seconds / self.seconds if self.seconds > 0 else 1.0
 
-    def serves(self, effort: Effort) -> bool:
-        """Nothing has to be measured for somebody who asks for that effort."""
-        return self.source == "tuned" and _EFFORTS.index(self.effort) >= _EFFORTS.index(effort)
+    def serves(self, effort: Effort, *, measured: bool) -> bool:
+        """Nothing has to be done for somebody who asks for that effort, and whether it be measured."""
+        enough = _EFFORTS.index(self.effort) >= _EFFORTS.index(effort)
+        return enough and (self.source == "tuned" or not measured)
 
     def to_json(self) -> dict[str, Any]:
         return {

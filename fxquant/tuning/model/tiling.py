@@ -8,7 +8,7 @@ from math import ceil
 from fxquant.numerics.tiles import chunk_width
 from fxquant.spec import TensorSpec
 from fxquant.target import KernelConfig, Problem
-from fxquant.tuning.work import BYTES_OF, weight_bytes, x_bytes
+from fxquant.tuning.model.work import BYTES_OF, weight_bytes, x_bytes
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from fxquant.target import KernelConfig, Problem
-from fxquant.tuning.checking import difference, first_and_last_rows
 from fxquant.tuning.cpu import CpuKernel, cpu_kernel_for
-from fxquant.tuning.device import last_level_bytes
+from fxquant.tuning.measuring.checking import difference, first_and_last_rows
+from fxquant.tuning.plans.device import last_level_bytes
 
 _SAMPLE = 2e-4  # seconds: a shorter one is mostly the clock
 _MOST_COPIES = 64
+_FLUSHES = 4  # of the GPU's caches before a sample; doubled while they are over too soon
+_MOST_FLUSHES = 256
 
 
 class Case(Protocol):
@@ -53,7 +55,8 @@ class CpuBench:
 class CpuCase:
     """The weight lies in memory several times, more than the last cache holds, and each run reads the next copy.
 
-    That is how a model finds its weights: all others were read since.
+    That is how a model finds its weights: all others were read since. (Of a small weight there are not copies enough;
+    models of small weights find them in the cache too.)
     """
 
     def __init__(self, kernel: CpuKernel, problem: Problem) -> None:
@@ -96,12 +99,12 @@ class CpuCase:
 
 
 class GpuBench:
-    """Cases on the GPU of this process."""
+    """Cases on the current GPU of this process. `cache`: bytes of its last one, where the driver names a smaller."""
 
-    def __init__(self, device: str = "cuda") -> None:
+    def __init__(self, cache: int = 0, device: str = "cuda") -> None:
         self._device = torch.device(device)
-        cache = torch.cuda.get_device_properties(self._device).L2_cache_size
-        self._flush = torch.empty(2 * cache, dtype=torch.uint8, device=self._device)
+        known = torch.cuda.get_device_properties(self._device).L2_cache_size
+        self._flush = torch.empty(2 * max(cache, known), dtype=torch.uint8, device=self._device)
 
     def case(self, problem: Problem) -> Case:
         with torch.no_grad(), torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
@@ -109,33 +112,45 @@ class GpuBench:
 
 
 class GpuCase:
-    """Timed by events, each run after the second-level cache was written over."""
+    """Timed by events, each run after the caches were written over.
+
+    The GPU is busy with that while the CPU prepares the launches: a sample is the GPU's time, without Python's. If it
+    was through before the last launch was there, the sample does not count and the next one writes more often.
+    """
 
     def __init__(self, problem: Problem, device: torch.device, flush: Tensor) -> None:
-        from fxquant.tuning.gpu import prepared  # it imports Triton
+        from fxquant.tuning.measuring.gpu import prepared  # it imports Triton
 
         self._operands, self._check = prepared(problem, device)
         self._flush = flush
+        self._flushes = _FLUSHES
         self._before, self._after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def wrong(self, config: KernelConfig) -> str:
+        from triton.errors import TritonError
+
         try:
             got = self._run(config)
             torch.cuda.synchronize()
-        except RuntimeError as error:  # a launch that the driver refuses: too much shared memory, say
-            return f"it does not run: {str(error).partition(chr(10))[0]}"
+        except (RuntimeError, TritonError) as error:  # too much shared memory, say, or no code for it
+            return f"it does not run: {type(error).__name__}: {error}".partition("\n")[0]
         return self._check(got)
 
     def probe(self, config: KernelConfig) -> float:
         return self.sample(config)
 
     def sample(self, config: KernelConfig) -> float:
-        self._flush.zero_()  # the GPU is busy with it while the CPU prepares the launch: that is not timed then
-        self._before.record()
-        self._run(config)
-        self._after.record()
-        self._after.synchronize()
-        return self._before.elapsed_time(self._after) / 1e3
+        while True:
+            for _ in range(self._flushes):
+                self._flush.zero_()
+            self._before.record()
+            self._run(config)
+            self._after.record()
+            hidden = not self._before.query()
+            self._after.synchronize()
+            if hidden or self._flushes >= _MOST_FLUSHES:
+                return self._before.elapsed_time(self._after) / 1e3
+            self._flushes *= 2
 
     def _run(self, config: KernelConfig) -> Any:
         from fxquant.triton_kernels import launch_by

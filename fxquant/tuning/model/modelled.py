@@ -27,11 +27,11 @@ from dataclasses import dataclass, field
 
 from fxquant.target import Arch, KernelConfig, Problem
 from fxquant.tuning.facts.record import Facts, LaunchFacts
-from fxquant.tuning.iteration import Iteration, iteration_of, kept_operations
+from fxquant.tuning.model.iteration import Iteration, iteration_of, kept_operations
+from fxquant.tuning.model.tiling import Tiling, tiling_of
+from fxquant.tuning.model.traffic import memory_bytes
+from fxquant.tuning.model.work import Roofline, roofline_of, work_of
 from fxquant.tuning.occupancy import occupancy_of
-from fxquant.tuning.tiling import Tiling, tiling_of
-from fxquant.tuning.traffic import memory_bytes
-from fxquant.tuning.work import Roofline, roofline_of, work_of
 
 COMPUTING = ("matrix", "instructions", "shared memory")  # resources that masked rows and columns take as well
 EPILOGUE_INSTRUCTIONS = 12  # of a thread for each result: scales, conversion, address, bounds
@@ -71,9 +71,9 @@ class Modelled:
 
 def modelled_time(problem: Problem, config: KernelConfig, arch: Arch, facts: Facts) -> Modelled:
     """The time of a configuration with these facts. One that a processor cannot hold takes forever; so does a library's
-    kernel, of which there is no machine code to know."""
+    kernel, which has no parameters: of its product there is no machine code, so only measuring can prefer it."""
     roofline = roofline_of(work_of(problem), arch.board)
-    if not facts.launches:
+    if not config.values or not facts.launches:
         return Modelled(math.inf, math.inf, "unknown", roofline, 0.0, 0)
     main = facts.main
     occupancy = occupancy_of(

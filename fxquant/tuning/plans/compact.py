@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from fxquant.target import M_BUCKETS, KernelConfig, Problem
-from fxquant.tuning.records import Entry
+from fxquant.tuning.plans.records import Entry
 
 TABLE_FORMAT = 2
 _KEY = ("op", "weights", "activations", "extra", "n", "k")

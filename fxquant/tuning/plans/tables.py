@@ -10,13 +10,13 @@ from pathlib import Path
 
 from fxquant.errors import NotAPlanFile
 from fxquant.target import ARCHS, Problem
-from fxquant.tuning.cache import write_json
-from fxquant.tuning.compact import from_compact, to_compact
-from fxquant.tuning.records import Entries, Entry, merged
+from fxquant.tuning.plans.cache import write_json
+from fxquant.tuning.plans.compact import from_compact, to_compact
+from fxquant.tuning.plans.records import Entries, Entry, merged
 
 logger = logging.getLogger("fxquant")
 
-TABLES = Path(__file__).parent / "tables"
+TABLES = Path(__file__).parents[1] / "tables"
 
 
 def table_path(arch: str, folder: Path = TABLES) -> Path:

@@ -6,11 +6,11 @@ import functools
 from pathlib import Path
 
 from fxquant.target import M_BUCKETS, Arch, Plan, PlanRow, Problem, Target
-from fxquant.tuning.cache import PlanCache
 from fxquant.tuning.candidates import CpuSpace, Space, arch_of, is_cpu, space_of
-from fxquant.tuning.device import Device, device_of, modelled_device
-from fxquant.tuning.records import Entry
-from fxquant.tuning.tables import read_table
+from fxquant.tuning.plans.cache import PlanCache
+from fxquant.tuning.plans.device import Device, device_of, modelled_device
+from fxquant.tuning.plans.records import Entry
+from fxquant.tuning.plans.tables import read_table
 
 
 def lookup(problem: Problem, target: Target | Arch | str, folder: Path | None = None) -> Plan:

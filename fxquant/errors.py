@@ -361,14 +361,18 @@ class DisassemblyFailed(FxQuantError, RuntimeError):
     """The tool that shows a kernel's machine code could not be run, or did not understand it."""
 
     def __init__(self, tool: str, reason: str) -> None:
-        super().__init__(f"{tool} failed on a compiled kernel: {_sentence(reason)} It comes with Triton; reinstall triton.")
+        super().__init__(
+            f"{tool} failed on a compiled kernel: {_sentence(reason)} It comes with Triton; reinstall triton."
+        )
 
 
 class KernelNotCompiled(FxQuantError, RuntimeError):
     """A kernel that the compiler has given up, though it wrote a file: it would compute anything."""
 
     def __init__(self, kernel: str, arch: str, reason: str) -> None:
-        super().__init__(f"{kernel} was not compiled for {arch}: {_sentence(reason)} Don't run it; report it to fxquant.")
+        super().__init__(
+            f"{kernel} was not compiled for {arch}: {_sentence(reason)} Don't run it; report it to fxquant."
+        )
 
 
 class KernelsUnavailableWarning(UserWarning):
@@ -485,4 +489,6 @@ class NothingToCompile(FxQuantError, ValueError):
     """A request to compile kernels that comes to none."""
 
     def __init__(self, target: str, reason: str) -> None:
-        super().__init__(f"nothing to compile for {target}: {_sentence(reason)} `fxquant kernels list` shows the kernels.")
+        super().__init__(
+            f"nothing to compile for {target}: {_sentence(reason)} `fxquant kernels list` shows the kernels."
+        )

@@ -145,7 +145,8 @@ CASES = [
         IncompleteModuleKind("QMine", "unmatrix", "gives a matrix [N, K] the weight's own shape"),
         NotImplementedError,
         "QMine has no method 'unmatrix', which gives a matrix [N, K] the weight's own shape. Define it in the class "
-        "that register_module was given (see fxquant.nn.QModule), or let has_kernels() say False if it is kernel_product.",
+        "that register_module was given (see fxquant.nn.QModule), or let has_kernels() say False if it is "
+        "kernel_product.",
     ),
     (
         UnknownKernel("scaled", ["scaled_mm", "coded_mm"]),

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch.fx.experimental.symbolic_shapes import optimization_hint
 
 from fxquant.spec import TensorSpec
 from fxquant.target import Problem
@@ -61,6 +60,8 @@ def _quantize(arguments: Mapping[str, Any], extra: str) -> Problem:
 
 def rows_of(sizes: Iterable[int | torch.SymInt]) -> int:
     """The product of sizes; a symbolic one counts as in the example that it was captured with."""
+    from torch.fx.experimental.symbolic_shapes import optimization_hint  # its import takes as long as all of ours
+
     return math.prod(optimization_hint(size, fallback=_UNKNOWN) for size in sizes)
 
 

@@ -44,12 +44,12 @@ from fxquant.triton_kernels.coded_products import (
     whole_scales,
     why_not_coded,
 )
-from fxquant.triton_kernels.coded_tiles import by_unit, tiles_for
+from fxquant.triton_kernels.coded_tiles import LOAD, by_unit, tiles_for
 from fxquant.triton_kernels.decode import load_patterns, scale_value, widen
 from fxquant.triton_kernels.epilogue import finish
 from fxquant.triton_kernels.kernel import TritonKernel
 from fxquant.triton_kernels.launching import is_aligned, launch, output
-from fxquant.triton_kernels.operands import LinearOperands
+from fxquant.triton_kernels.operands import DTYPES, LinearOperands
 
 GROUP_M = 8
 
@@ -242,7 +242,10 @@ def _candidates(problem: Problem, arch: Arch) -> tuple[KernelConfig, ...]:
     unit = by_unit(arch)
     tiles = tiles_for(problem, arch)
     best = [CODED_MM.config(*tile[:3], GROUP_M, tf32, maps, unit, *tile[3:]) for tile in tiles]
-    if maps and TensorSpec.parse(problem.weights).format.bits < 8:  # pointers to whole bytes are read 8 at a time
+    # Pointers instead of TMA: where they are read 16 bytes a thread, which whole bytes and codes in two planes are not.
+    spec, (_, n, _, warps, _) = TensorSpec.parse(problem.weights), tiles[0]
+    step = coded_meta(spec, problem.k, DTYPES[problem.dtype])["STEP"]
+    if arch.compute == 90 and spec.format.bits in (2, 4) and n * step >= LOAD * warps * arch.warp_size:
         best.insert(1, CODED_MM.config(*tiles[0][:3], GROUP_M, tf32, 0, unit, *tiles[0][3:]))
     return tuple(best)
 

@@ -43,7 +43,7 @@ _LAST = (16, 64, 4)  # where no other fits
 _REGISTERS, _FEWER_REGISTERS = 160, 128
 _FEW_SUMS, MANY_PRODUCTS = 32, 8
 _TENSOR_MEMORY = 512  # columns of it that a processor of sm100 has, of 128 rows of 4 bytes
-_LOAD = 16  # bytes
+LOAD = 16  # bytes
 _WARP_GROUP = 4  # warps
 _MFMA = 32  # rows and columns of AMD's instruction, where the tile has them: warps beyond do others' products again
 
@@ -71,7 +71,7 @@ def tiles_for(problem: Problem, arch: Arch) -> tuple[Tile, ...]:
         if stages and fits:
             found.append((m, n, warps, stages))
     if not arch.tensor_maps:  # only those that read 16 bytes of the weight a thread, if any does
-        found = [tile for tile in found if tile[1] * meta["STEP"] >= _LOAD * tile[2] * arch.warp_size] or found
+        found = [tile for tile in found if tile[1] * meta["STEP"] >= LOAD * tile[2] * arch.warp_size] or found
     return _with_splits(found, problem, arch)
 
 
@@ -151,7 +151,7 @@ def strips_for(problem: Problem, arch: Arch) -> tuple[tuple[int, int, int, int],
     shapes = ((64, 4), (32, 4), (128, 4), (32, 2), (16, 2)) if rows <= 2 else ((32, 4), (16, 2), (64, 4), (32, 2))
     # With 8 columns a thread of one product, most loads become 16 bytes: compilers join those of two products.
     step = coded_meta(TensorSpec.parse(problem.weights), problem.k, DTYPES[problem.dtype])["STEP"]
-    shapes = [s for s in shapes if s[0] * step >= _LOAD // 2 * s[1] * arch.warp_size] or [(128, 4)]
+    shapes = [s for s in shapes if s[0] * step >= LOAD // 2 * s[1] * arch.warp_size] or [(128, 4)]
     found = []
     for n, warps in shapes:
         splits = _splits(-(-problem.n // n), 4, problem, arch)

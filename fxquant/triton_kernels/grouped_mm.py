@@ -217,8 +217,8 @@ def _why_no_float8(spec: TensorSpec, x_spec: TensorSpec) -> str:
 _TILES = (
     (16, ((16, 64, 4), (16, 128, 4), (16, 32, 4))),
     (32, ((32, 64, 4), (32, 128, 4), (16, 64, 4))),
-    (64, ((64, 64, 4), (64, 128, 8), (32, 128, 4))),
-    (0, ((128, 128, 8), (64, 128, 8), (128, 64, 8), (64, 64, 4), (32, 128, 4), (32, 64, 4))),
+    (64, ((64, 64, 4), (64, 128, 8), (32, 128, 4), (16, 64, 4))),
+    (0, ((128, 128, 8), (64, 128, 8), (128, 64, 8), (64, 64, 4), (32, 128, 4), (32, 64, 4), (16, 64, 4))),
 )
 _OF_FEWER_WARPS = (64, 128, 4)  # for AMD's, of 64 threads
 
@@ -237,9 +237,6 @@ def _candidates(problem: Problem, arch: Arch) -> tuple[KernelConfig, ...]:
     tiles = next(tiles for rows, tiles in _TILES if problem.m <= rows or not rows)
     if not nvidia and problem.m > _OF_FEWER_WARPS[0]:
         tiles = (_OF_FEWER_WARPS, *tiles)
-    # Only those that read 16 bytes of the weight a thread, if any does.
-    width = _widths(spec, group, WIDEST_DOT)[1]
-    tiles = tuple(tile for tile in tiles if tile[1] * width >= LOAD * tile[2] * arch.warp_size) or tiles
     found: list[KernelConfig] = []
     for bm, bn, warps in tiles:
         for step in _steps(spec, group, bm):
@@ -252,7 +249,10 @@ def _candidates(problem: Problem, arch: Arch) -> tuple[KernelConfig, ...]:
                 for split in _splits(problem, arch, bm, bn, step):
                     values = {"BLOCK_M": bm, "BLOCK_N": bn, "BLOCK_K": step, "SPLIT_K": split, "GROUP_M": 8}
                     found.append(KernelConfig.of(NAME, **values, **modes, num_warps=warps, num_stages=stages))
-    return tuple(dict.fromkeys(found))[:MOST_CANDIDATES]
+    # Only those that read 16 bytes of the weight a thread, if any does.
+    width = _widths(spec, group, WIDEST_DOT)[1]
+    wide = [one for one in found if one["BLOCK_N"] * width >= LOAD * one["num_warps"] * arch.warp_size]
+    return tuple(dict.fromkeys(wide or found))[:MOST_CANDIDATES]
 
 
 def _steps(spec: TensorSpec, group: int, bm: int) -> tuple[int, ...]:

@@ -147,7 +147,7 @@ class QuantizingBackend:
             captured,
             self.config,
             decide,
-            target=Target.of_this_machine(_device_of(captured)),
+            target=Target.of_weights(_device_of(captured)),
             name=f"graph_{len(self.reports):03d}",
             observe=dumper or ignore,
             evaluate=dumper is not None,

@@ -143,7 +143,7 @@ class EagerProduct:
             captured,
             self._config,
             decide,
-            target=Target.of_this_machine(weight.device),
+            target=Target.of_weights(weight.device),
             name=self._name,
             evaluate=False,
             leave_float=self._leave_float(),

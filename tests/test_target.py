@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import fxquant.ops  # noqa: F401  # declares the op that the target asks about
+from fxquant.errors import InvalidOption
 from fxquant.target import Target
 
 
@@ -29,6 +30,12 @@ def test_kernel_is_what_the_dispatcher_has() -> None:
 def test_says_no_kernel_before_any_op_is_declared() -> None:
     code = "from fxquant.target import Target; assert not Target.of_this_machine().has_kernels"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_weights_without_values_have_no_target() -> None:
+    with pytest.raises(InvalidOption, match="'meta': weights have no values there: load them first"):
+        Target.of_weights("meta")
+    assert Target.of_weights("cpu") == Target.of_this_machine()
 
 
 def test_another_device_has_no_kernels() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fxquant.errors import InvalidOption
 from fxquant.target.gpus import ARCHS
 
 
@@ -42,6 +43,13 @@ class Target:
         if self.device != "cpu":
             return self.has_kernels or self.runs_triton
         return self.avx2 or not self.has_kernels
+
+    @staticmethod
+    def of_weights(device: str | torch.device) -> Target:
+        """The same for a device that holds weights. Raises `InvalidOption` for 'meta', where they have no values."""
+        if torch.device(device).type == "meta":
+            raise InvalidOption("device", "meta", "weights have no values there: load them first")
+        return Target.of_this_machine(device)
 
     @staticmethod
     def of_this_machine(device: str | torch.device = "cpu") -> Target:

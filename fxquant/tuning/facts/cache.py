@@ -8,14 +8,15 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fxquant.cpu_kernels import cache_dir
 from fxquant.cpu_kernels.build import BuildFailed
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def folder() -> Path | None:
@@ -36,13 +37,13 @@ def path_of(key: str) -> Path | None:
     return parent and parent / f"{digest}.json"
 
 
-def read(path: Path | None) -> dict[str, Any] | None:
-    """What a file holds; None if there is none, or none that can be read: it will be made anew."""
+def read(path: Path | None, made_of: Callable[[dict[str, Any]], T]) -> T | None:
+    """What `made_of` makes of a file's facts; None if there is none, or none that can be read: it will be made anew."""
     if path is None or not path.exists():
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return content["facts"]
+        return made_of(content["facts"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("facts in %s cannot be used (%s); they are made anew", path, error)
         return None
@@ -53,7 +54,11 @@ def write(path: Path | None, facts: Mapping[str, Any], about: Mapping[str, Any])
     if path is None:
         return
     text = json.dumps({"about": about, "facts": facts}, indent=1)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    except OSError as error:
+        logger.debug("facts are not kept: %s", error)
+        return
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)

@@ -16,6 +16,7 @@ from fxquant.triton_kernels.launching import Launch
 from fxquant.tuning.compiling import launches_of, specialized
 from fxquant.tuning.facts import cache, gcn, ptx, sass
 from fxquant.tuning.facts.record import Facts, LaunchFacts, launch_from_json, launch_to_json
+from fxquant.tuning.occupancy import TENSOR_COLUMNS
 
 
 def facts_of(problem: Problem, config: KernelConfig, arch: Arch) -> Facts:
@@ -33,9 +34,9 @@ def launch_facts(launch: Launch, arch: Arch, about: dict[str, Any] | None = None
     """The facts of one recorded launch."""
     wanted = specialized(launch, arch)
     path = cache.path_of(wanted.key)
-    kept = cache.read(path)
+    kept = cache.read(path, launch_from_json)
     if kept is not None:
-        return launch_from_json(kept)
+        return kept
     made = _read(wanted.compiled(), arch)
     cache.write(path, launch_to_json(made), {**(about or {}), "key": wanted.key})
     return made
@@ -43,6 +44,11 @@ def launch_facts(launch: Launch, arch: Arch, about: dict[str, Any] | None = None
 
 def _read(compiled: Any, arch: Arch) -> LaunchFacts:
     metadata = compiled.metadata
+    tensor_memory = getattr(metadata, "tmem_size", 0) or 0
+    if tensor_memory > TENSOR_COLUMNS:  # Triton makes a trap of it, and says nothing
+        raise KernelNotCompiled(
+            compiled.name, arch.name, f"it wants {tensor_memory} of {TENSOR_COLUMNS} columns of tensor memory"
+        )
     if arch.backend == "hip":
         text = compiled.asm["amdgcn"]
         if lost := gcn.lost_assembly(text, compiled.asm["llir"]):
@@ -60,7 +66,7 @@ def _read(compiled: Any, arch: Arch) -> LaunchFacts:
         spills=spills,
         shared=metadata.shared,
         warps=metadata.num_warps,
-        tensor_memory=getattr(metadata, "tmem_size", 0) or 0,
+        tensor_memory=tensor_memory,
         bulk_copies=bulk,
         intermediate=intermediate,
         loop=loop,

@@ -41,7 +41,7 @@ SMALL_CODES = 8  # products of whole numbers up to this sum up exactly in float3
 
 def exact_operands(p: Problem, **options: object) -> LinearOperands:
     """Operands whose sums of products are whole numbers that float32 holds; scales are what the reference gives."""
-    made: LinearOperands = operands_of(p, **options)  # type: ignore[arg-type]
+    made: LinearOperands = operands_of(p, **options)  # pyright: ignore[reportArgumentType]
     if not made.x.dtype.is_floating_point:
         return made
     generator = torch.Generator().manual_seed(p.m + p.n + p.k)

@@ -7,6 +7,7 @@ import torch
 from fxquant.target import Arch, KernelConfig, Problem
 from fxquant.triton_kernels.coded_mm import CODED_MM
 from fxquant.triton_kernels.coded_mv import CODED_MV
+from fxquant.triton_kernels.decoded_mm import DECODED_MM
 from fxquant.triton_kernels.embedding_rows import EMBEDDING_ROWS
 from fxquant.triton_kernels.grouped_mm import GROUPED_MM
 from fxquant.triton_kernels.kernel import Operands, TritonKernel
@@ -25,6 +26,7 @@ _ALL: tuple[TritonKernel, ...] = (
     SCALED_MM,
     INT_MM,
     FLOAT8_MM,
+    DECODED_MM,
     CODED_MV,
     CODED_MM,
     GROUPED_MM,

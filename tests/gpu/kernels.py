@@ -22,6 +22,7 @@ from fxquant.triton_kernels.operands import (
     QuantizeOperands,
     linear_operands,
 )
+from tests.triton.coded import rounded_weights
 from tests.triton.helpers import U, assert_within, code_values, finished64, rounded, weight64
 
 # x, weight: what presets ask for, and what else kernels take.
@@ -96,6 +97,8 @@ def check_linear(
     y64 = finished64(products, made)
     bias = 0 if made.bias is None else made.bias.double().abs()
     before = (problem.k + 16) * 2 * _unit(made, arch) * size + 4 * U * (size + bias)
+    if "SLAB" in config.meta:
+        before = before + rounded_weights(made)
     bound = 1.2 * before + (2.0**-19 * (products.abs() + bias + 1) if activation else 0)  # no slope is above 1.13
     with guarded():
         y = KERNELS[config.kernel].run(moved(made, device), config)

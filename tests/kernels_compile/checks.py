@@ -13,6 +13,7 @@ from fxquant.tuning.facts import Facts, HotLoop, LaunchFacts, occupancy
 # A small change moves a few registers and instructions about; more than that is to be looked at.
 REGISTERS, INSTRUCTIONS = 8, 0.15
 WIDE = 16  # bytes of one access
+HALF_BITS = 16  # of a weight that was written out before it is multiplied
 # By what multiplies, the matrix instructions: of warps, warp groups, tensor memory; of AMD.
 MATRIX = {
     "int8": r"IMMA|IGMMA|UTCIMMA|v_mfma_i32_\w+_i8",
@@ -100,7 +101,8 @@ def _of_stream(problem: Problem, config: KernelConfig, facts: Facts, arch: Arch)
     loop, meta = facts.loop, config.meta
     along = loop.operations / (2 * meta["BLOCK_M"] * meta["BLOCK_N"]) if loop.operations else meta.get("BLOCK_K", 0)
     threads = facts.main.warps * arch.warp_size
-    weight = meta["BLOCK_N"] * along * TensorSpec.parse(problem.weights).format.bits / 8 / threads
+    bits = HALF_BITS if "SLAB" in meta else TensorSpec.parse(problem.weights).format.bits
+    weight = meta["BLOCK_N"] * along * bits / 8 / threads
     wide = sum(size for width, size in loop.read_bytes.items() if width >= WIDE)
     narrow = sum(size for width, size in loop.read_bytes.items() if width < WIDE)
     if config.kernel in PRODUCTS_OF_PARTS:

@@ -12,6 +12,7 @@ from fxquant.target import KernelConfig, Problem
 from fxquant.triton_kernels import TritonKernel
 from fxquant.triton_kernels.operands import LinearOperands
 from tests.triton.helpers import (
+    UNIT,
     U,
     along_k,
     assert_exact,
@@ -36,6 +37,7 @@ EVERY_KIND = (
 )  # fmt: skip
 # So many units of float32 a term of tf32's three products is off: 2**-21.
 TF32X3 = 8
+SUBNORMAL = 2.0**-25  # half a step of float16's smallest numbers
 
 
 def scaled_exactly(operands: LinearOperands, seed: int = 0) -> LinearOperands:
@@ -79,8 +81,25 @@ def within_bound(kernel: TritonKernel, problem: Problem, config: KernelConfig, *
     for added in (operands.bias, operands.residual):
         if added is not None:
             bound = bound + 2 * U * added.double().abs()
+    if "SLAB" in config.meta:
+        bound = bound + rounded_weights(operands)
     got = run_guarded(kernel.run, operands, config)
     assert_within(got, y64, rounded(bound, y64, operands.dtype))
+
+
+def rounded_weights(operands: LinearOperands) -> Tensor:
+    """What sums are off, [M, N], if each weight is rounded to the operands' dtype, in float32's steps before that.
+
+    Where a row has one scale (a shift is none), codes are multiplied exactly: 0.
+    """
+    spec, k = TensorSpec.parse(operands.spec), operands.in_features
+    if spec.scheme != "shift" and (not spec.granularity.size or spec.granularity.size >= k):
+        return torch.zeros(operands.x.shape[0], operands.out_features, dtype=torch.float64)
+    whole = 1.0 if operands.tensor_scale is None else operands.tensor_scale.double().abs()
+    error = (UNIT[operands.dtype] + 2 * U) * _magnitudes(operands)
+    if operands.dtype == torch.float16:
+        error = error + SUBNORMAL * whole
+    return operands.x.double().abs() @ error.T
 
 
 def _magnitudes(operands: LinearOperands) -> Tensor:

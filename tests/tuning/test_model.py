@@ -18,8 +18,12 @@ from fxquant.tuning.model.traffic import memory_bytes
 from fxquant.tuning.occupancy import Occupancy, occupancy_of
 
 SM90 = ARCHS["sm90"]
-# 10 processors at 1 GHz, each of 1024 operations a cycle; nothing but the loop takes time.
-BOARD = Board("round", 10, 1.0, 1e12, 10**6, 1e15, {"int8": 10 * 1024e9, "float32": 1e12}, latency=0.0, launch=0.0)
+# 10 processors at 1 GHz, each of 1024 operations a cycle of either unit; nothing but the loop takes time.
+BOARD = Board(
+    "round", 10, 1.0, 1e12, 10**6, 1e15,
+    {"int8": 10 * 1024e9, "float16": 10 * 1024e9, "float32": 1e12},
+    latency=0.0, launch=0.0,
+)  # fmt: skip
 ROUND = Arch("sm90", "cuda", 90, BOARD, shared=2**17, shared_per_block=2**17, round_trip=0, cache_rate=10**6)
 INT8 = ("int8/channel", "int8/token")
 TILE = 64
@@ -140,6 +144,34 @@ def test_reasons_for_what_is_beyond_the_roofline() -> None:
     busy = modelled_time(problem(TILE, 10 * TILE, 65536), config(), ROUND, facts(total=4000))
     assert busy.reason == "mix"
     assert sum(busy.lost.values()) == pytest.approx(busy.seconds - busy.roofline.attainable)
+
+
+def _decoding(m: int, n: int, slab: int, instructions: int = 1) -> Modelled:
+    """int4 in groups of 32 with scales of 4 bytes, written out as halves: 0.5 + 4 / 32 bytes read, 2 written."""
+    decode = LaunchFacts("decode", 32, 0, 0, 4, 0, {}, HotLoop(is_loop=False, total=instructions))
+    product = dataclasses.replace(facts().main, function="product")
+    whole = Problem("linear", m, n, 1024, "int4/group32", "", "float16")
+    return modelled_time(whole, config(SLAB=slab), ROUND, Facts((decode, product)))
+
+
+def test_a_weight_that_is_decoded_apart_costs_its_bytes_and_the_plain_product() -> None:
+    plain = Problem("linear", 640, 512, 1024, "", "", "float16")
+    product = modelled_time(plain, config(), ROUND, facts()).seconds
+    decoded = 512 * 1024 * (0.5 + 4 / 32 + 2) / 1e12
+    assert _decoding(640, 512, 512).seconds == pytest.approx(decoded + product)
+    assert _decoding(640, 1024, 512).seconds == pytest.approx(2 * (decoded + product))
+    # 8 blocks of 64 rows by 8 chunks of 128 columns, 4 warps each, 4 instructions a cycle, 10 processors
+    slow = _decoding(640, 512, 512, instructions=10**6)
+    assert slow.seconds == pytest.approx(64 * 10**6 / 10 / 1e9 + product)
+    assert slow.reason == "decoding"
+
+
+def test_decoding_apart_counts_less_for_more_rows() -> None:
+    few, many = (_decoding(m, 512, 512) for m in (640, 6400))
+    for one in (few, many):
+        assert sum(one.lost.values()) == pytest.approx(one.seconds - one.roofline.attainable)
+    assert many.lost["decoding"] == pytest.approx(few.lost["decoding"])
+    assert many.ratio < few.ratio
 
 
 def test_split_k_fills_idle_processors() -> None:

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from fxquant.target import Arch, KernelConfig, Problem
 from fxquant.tuning.facts.record import Facts, LaunchFacts
 from fxquant.tuning.model.iteration import Iteration, iteration_of, kept_operations
+from fxquant.tuning.model.slabs import decoding, of_product, products_of
 from fxquant.tuning.model.tiling import Tiling, tiling_of
 from fxquant.tuning.model.traffic import memory_bytes
 from fxquant.tuning.model.work import Roofline, roofline_of, work_of
@@ -47,7 +48,8 @@ class Modelled:
     roofline   the least that the problem takes on that board.
     waves      rounds of blocks, with the share of the last one that is filled. occupancy: blocks a processor.
     lost       seconds beyond the attainable roofline by reason: 'launch' (gaps, first load, last store, summing up of
-               split products), 'waves' (idle processors), 'tiles' (masked rows and columns), 'mix' (all else).
+               split products), 'waves' (idle processors), 'tiles' (masked rows and columns), 'decoding' (of a weight
+               that is written out before it is multiplied), 'mix' (all else).
     """
 
     seconds: float
@@ -81,6 +83,8 @@ def modelled_time(problem: Problem, config: KernelConfig, arch: Arch, facts: Fac
     ).blocks
     if occupancy == 0:
         return Modelled(math.inf, math.inf, "occupancy", roofline, 0.0, 0)
+    if products := products_of(problem, config):
+        return _slab_by_slab(problem, config, products, arch, facts)
     tiling = tiling_of(problem, config)
     if tiling.programs:
         occupancy = min(occupancy, math.ceil(tiling.programs / arch.board.processors))
@@ -96,6 +100,24 @@ def modelled_time(problem: Problem, config: KernelConfig, arch: Arch, facts: Fac
     lost = {"launch": gaps + fixed, "waves": loop - even, "tiles": even - useful, "mix": useful - roofline.attainable}
     seconds = max(gaps + kernel, roofline.attainable)
     return Modelled(seconds, max(kernel, roofline.attainable), bound_by, roofline, waves, occupancy, lost)
+
+
+def _slab_by_slab(
+    problem: Problem, config: KernelConfig, products: list[tuple[Problem, int]], arch: Arch, facts: Facts
+) -> Modelled:
+    """Each slab of the weight decoded by a launch of its own, then multiplied as a plain matrix."""
+    roofline, plain = roofline_of(work_of(problem), arch.board), of_product(config)
+    parts = [(modelled_time(one, plain, arch, Facts((facts.main,))), count) for one, count in products]
+    slabs = sum(count for _, count in parts)
+    decoded = decoding(problem, arch, facts) + slabs * arch.board.latency
+    gaps = slabs * arch.board.launch
+    seconds = max(sum(count * part.seconds for part, count in parts) + decoded + gaps, roofline.attainable)
+    lost = {name: sum(count * part.lost[name] for part, count in parts) for name in ("launch", "waves", "tiles", "mix")}
+    lost["launch"] += gaps
+    lost["decoding"] = seconds - roofline.attainable - sum(lost.values())
+    first = parts[0][0]
+    gap = 2 * slabs * arch.board.launch
+    return Modelled(seconds, seconds - gap, first.bound_by, roofline, first.waves, first.occupancy, lost)
 
 
 @dataclass(frozen=True)

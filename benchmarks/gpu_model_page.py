@@ -30,12 +30,13 @@ TEXT = Path(__file__).with_name("gpu_model_text.md")
 DEMAND = {"compute": 1.25, "memory": 1.2}
 LETTERS = {
     "launch": "L", "waves": "W", "tiles": "T", "cache": "C", "instructions": "I", "shared memory": "S",
-    "latency": "D", "matrix": "M", "memory": "B",
+    "latency": "D", "matrix": "M", "memory": "B", "decoding": "A",
 }  # fmt: skip
 REASONS = {
     "L": "gaps between launches, the first load, the last store, and summing up split products",
     "W": "waves: processors idle in the last one",
     "T": "tiles: rows and columns beyond the problem",
+    "A": "decoding apart: the weight is written out in a half type before it is multiplied",
     "C": "mix: the cache's bandwidth, because the tile that fits is too small to reuse what it loads",
     "I": "mix: instructions outside the matrix units, such as decoding",
     "S": "mix: shared memory",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.gpu_recipes import __main__ as script
-from benchmarks.gpu_recipes.measuring import Measured
+from benchmarks.gpu_recipes.measuring import Effort, Measured, measure
 from benchmarks.gpu_recipes.pipelines import Setting
 from benchmarks.gpu_recipes.published import FLOAT_DTYPES, RENAMED, TABLES, WITHOUT, Cell, published
 from fxquant.spec import linear_spec
@@ -97,3 +97,16 @@ def test_a_tiny_run(tmp_path: Path) -> None:
 def test_every_recipe_on_tiny_pipelines(tmp_path: Path) -> None:
     sizes = check_tiny(tmp_path, [])
     assert set(sizes) == {"FLUX.1-dev", "CogVideoX-5b"}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")
+@pytest.mark.parametrize("model", [script.FLUX, script.COGVIDEOX])
+def test_a_quantized_vae_is_compiled_too(model: str) -> None:
+    """Its linears are quantized besides the transformer's; the picture stays the float one's but for that."""
+    setting, effort = Setting("cpu", steps=1, tiny=True), Effort(warm_up=1, rounds=1, executor="eager")
+    plain = measure(Cell(model), setting, effort)
+    cell = Cell(model, fuse=True, compile=True, compile_vae=True, recipe="int8dq")
+    both = measure(cell, setting, effort)
+    assert "vae" in both.quantized
+    assert 15 < both.error_to(plain).sqnr < 80

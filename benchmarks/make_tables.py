@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import logging
 import sys
@@ -58,7 +59,7 @@ class Chooser:
         space = TritonSpace(self.arch)
         candidates = [config for config in space.candidates(problem) if not config.meta.get("SPECIALIZE")]
         timed: list[tuple[float, KernelConfig]] = []
-        for config in candidates[: self.most]:
+        for config in self._tried(candidates):
             facts = self.facts(standing_for(problem, config), unsplit(config))
             if facts is not None and not why_drop(facts, self.arch):
                 timed.append((modelled_time(problem, config, self.arch, facts).seconds, config))
@@ -69,6 +70,11 @@ class Chooser:
                 source = space.kernel_source(config.kernel)
                 return Entry(problem, config, "modelled", source, seconds, heuristic or seconds), facts
         return None
+
+    def _tried(self, candidates: Sequence[KernelConfig]) -> Iterator[KernelConfig]:
+        """Of each kernel so many as are looked at, best guesses first."""
+        for _, of_kernel in itertools.groupby(candidates, key=lambda config: config.kernel):
+            yield from itertools.islice(of_kernel, self.most)
 
     def facts(self, problem: Problem, config: KernelConfig) -> Facts | None:
         """Facts, from the cache or by compiling; None if it does not compile, or time is up."""
@@ -152,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", nargs="+", choices=sorted(ARCHS), default=["sm90", "sm80", "sm89", "sm100", "gfx942"])
     parser.add_argument("--preset", nargs="+", choices=sorted(PRESETS), default=list(PRESETS))
-    parser.add_argument("--candidates", type=int, default=100, help="of a problem at most so many, best guesses first")
+    parser.add_argument("--candidates", type=int, default=100, help="of a problem at most so many of each kernel, best guesses first")
     parser.add_argument("--minutes", type=float, default=1e9, help="compile no longer than this, for all together")
     parser.add_argument("--verbose", action="store_true", help="say what is compiled, with the time of day")
     chosen = parser.parse_args(arguments)

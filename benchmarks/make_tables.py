@@ -158,7 +158,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", nargs="+", choices=sorted(ARCHS), default=["sm90", "sm80", "sm89", "sm100", "gfx942"])
     parser.add_argument("--preset", nargs="+", choices=sorted(PRESETS), default=list(PRESETS))
-    parser.add_argument("--candidates", type=int, default=100, help="of a problem at most so many of each kernel, best guesses first")
+    parser.add_argument(
+        "--candidates", type=int, default=100, help="at most so many of each kernel, best guesses first"
+    )
     parser.add_argument("--minutes", type=float, default=1e9, help="compile no longer than this, for all together")
     parser.add_argument("--verbose", action="store_true", help="say what is compiled, with the time of day")
     chosen = parser.parse_args(arguments)

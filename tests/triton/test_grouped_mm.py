@@ -180,8 +180,9 @@ def candidates(weights: str, activations: str) -> dict[tuple[tuple[str, int], ..
     for arch in ARCHS.values():
         for m in (1, 32, 64, 4096):
             configs = GROUPED_MM.candidates(problem((m, 4096, 4096), weights, activations), arch)
-            assert 2 <= len(configs) <= 10
+            assert 1 <= len(configs) <= 10  # one, where of a wide format nothing else fits
             found |= {tuple(item for item in config.values if item[0] not in unseen): config for config in configs}
+    assert len(found) > 1
     return found
 
 

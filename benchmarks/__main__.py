@@ -1,6 +1,6 @@
-"""All benchmarks, one after another, each in a process of its own; ends with 1 if any demand does not hold.
+"""The benchmarks, one after another, each in a process of its own; ends with 1 if any demand does not hold.
 
-python -m benchmarks [--quick] [--only NAME ...]
+python -m benchmarks [--quick] [--all] [--only NAME ...]
 """
 
 from __future__ import annotations
@@ -12,8 +12,15 @@ import time
 
 from benchmarks.harness import RESULTS
 
-# The one with the most demands first.
+# The ones with the most demands first.
 SCRIPTS = (
+    "peers.kernels",
+    "peers.models",
+    "peers.overhead",
+    "peers.eager",
+)
+# Parts of the same and other questions; `--all` runs them too.
+MORE = (
     "linear_inductor",
     "linear_formats",
     "linear_kernels",
@@ -36,7 +43,7 @@ def options_of(name: str, quick: bool) -> list[str]:
 def main(chosen: argparse.Namespace) -> int:
     RESULTS.mkdir(parents=True, exist_ok=True)
     failed = []
-    for name in chosen.only or SCRIPTS:
+    for name in chosen.only or (SCRIPTS + MORE if chosen.all else SCRIPTS):
         started = time.perf_counter()
         done = subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *options_of(name, chosen.quick)])
         sys.stdout.write(f"{name}: {time.perf_counter() - started:.0f} s\n\n")
@@ -51,5 +58,6 @@ def main(chosen: argparse.Namespace) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer cases and rounds: shows that it works")
-    parser.add_argument("--only", nargs="+", choices=SCRIPTS, help="these scripts")
+    parser.add_argument("--all", action="store_true", help="the scripts without peers too: 25 minutes more")
+    parser.add_argument("--only", nargs="+", choices=SCRIPTS + MORE, help="these scripts")
     sys.exit(main(parser.parse_args()))

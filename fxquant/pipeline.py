@@ -19,6 +19,7 @@ from fxquant.passes import (
     FoldWeights,
     FuseEpilogues,
     FuseNorms,
+    FusePrologues,
     FuseSiblings,
     InsertFakeQuantize,
     InsertQdq,
@@ -60,8 +61,11 @@ def pipeline_for(config: QuantConfig, decide: Decide, *, evaluate: bool = True) 
 
 def kernel_pipeline(config: QuantConfig, target: Target) -> tuple[Pass, ...]:
     """The passes between the choice of kernels and the binding of weights: what kernels do beside the product."""
-    if not target.runs_triton or not config.fuse:
+    if not config.fuse:
         return ()
+    if not target.runs_triton:
+        # Prologues first: an activation in front of a gate belongs to the product that reads it.
+        return (FusePrologues(), FuseEpilogues()) if target.has_kernels else ()
     return (
         FuseEpilogues(),  # on kernels only: torch's own linear takes neither activation nor residual
         FuseNorms(functools.partial(no_triton_kernel, arch=target.arch)),  # what a graph quantizes is settled by now

@@ -11,12 +11,14 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from fxquant.numerics import unpack_int8
+from fxquant.ops.around import activated, prepared
 from tests.twins import U, assert_within, int8_linear_float64
 
 fx = torch.ops.fxquant
 UNIT = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}  # roundoff of the output, past float32's
 # Half the distance of the smallest numbers of the dtype: below its normal range the rounding is absolute.
 TINY = {torch.float32: 2.0**-150, torch.bfloat16: 2.0**-134, torch.float16: 2.0**-25}
+Call = tuple[list[Any], dict[str, Any]]  # what a kernel was given: by position, and by name
 _KERNELS = ("linear", "conv", "embedding_dequantize")
 
 
@@ -25,22 +27,43 @@ class SiteRecorder(Interpreter):
 
     def __init__(self, gm: GraphModule) -> None:
         super().__init__(gm)
-        self.sites: list[tuple[Node, list[Any], Tensor]] = []
+        self.sites: list[tuple[Node, Call, Tensor]] = []
 
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
         name = str(n.target)
         if name.startswith("fxquant.") and any(word in name for word in _KERNELS):
-            args, _ = self.fetch_args_kwargs_from_env(n)
-            self.sites.append((n, list(args), value))
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            self.sites.append((n, (list(args), dict(kwargs)), value))
         return value
 
 
-def assert_site_within_bound(node: Node, args: list[Any], got: Tensor) -> None:
+def assert_site_within_bound(node: Node, call: Call, got: Tensor) -> None:
     """One kernel against float64: as exact as its op's docstring says."""
-    want, bound = _EXACT[node.target](args, got)
+    args, kwargs = call
+    x, *others = args
+    want, bound = _EXACT[node.target]([_prepared(x, kwargs), *others], got)
+    if kwargs.get("activation") or kwargs.get("residual") is not None:
+        # No function is steeper than 1.13, and each is off by 8u of its argument.
+        bound = 1.13 * bound + 8 * U * want.abs()
+        want = activated(want, kwargs.get("activation", ""))
+        if (residual := kwargs.get("residual")) is not None:
+            want = want + residual.double()
+        bound = bound + (U + UNIT[got.dtype]) * want.abs()
     # The roundings apply to a result that is itself rounded: (1 + u)**2 - 1 is u * (2 + u).
     assert_within(got, want, bound * (1 + 2 * UNIT[got.dtype] + 2.0**-20) + TINY[got.dtype])
+
+
+def _prepared(x: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    """x as the kernel's product reads it: by the product with the identity, which is exact."""
+    before = {name: kwargs[name] for name in ("prologue", "by", "shift", "eps") if name in kwargs}
+    if not before:
+        return x
+    k = x.shape[-1]
+    packed = fx.int8_pack.default(torch.eye(k).to(torch.int8))
+    made = fx.int8_linear_weight_only.default(x, packed, torch.ones(k, 1), None, k, **before)
+    torch.testing.assert_close(made, prepared(x, **({"by": None, "shift": None, "eps": 0.0} | before)))
+    return made
 
 
 Exact = tuple[Tensor, Tensor]  # the value in float64, and how far the kernel may be from it

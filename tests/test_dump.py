@@ -26,6 +26,7 @@ from fxquant.errors import DumpFailed, FxQuantError
 from fxquant.report import GraphReport, SiteSqnr
 from tests.handmade import DEQUANTIZE, INT8, LINEAR, Hand, aten, captured_model, lowered_model
 
+INT8_LINEAR = torch.ops.fxquant.int8_linear_weight_only.default
 Golden = Callable[[str, str], None]
 
 
@@ -305,3 +306,19 @@ def test_sqnr_of_a_graph_that_takes_packed_weights() -> None:
     assert measured["linear"].output > 40
     decoded = codes.float() * scale
     assert measured["linear"].weight == pytest.approx(sqnr(hand.tensors["w"], decoded), abs=1e-3)
+
+
+@pytest.mark.parametrize("activation", ["", "silu"])
+def test_sqnr_is_of_the_product_without_what_was_fused_into_it(activation: str) -> None:
+    hand, low = Hand(), Hand()
+    captured = hand.module(hand.call(LINEAR, hand.input("x", 4, 8), hand.weight("w", 8, 8), note=Note(("lin",), INT8)))
+    codes, scale, *_ = torch.ops.fxquant.quantize_weight(hand.tensors["w"], "int8/channel")
+    x, residual = low.input("x", 4, 8), low.input("residual", 4, 8)
+    operands = (x, low.input("packed", 64, dtype=torch.int8), low.input("scale", 8, 1), None, 8)
+    site = low.call(INT8_LINEAR, *operands, 0, residual, activation, note=Note(("lin",), INT8))
+    lowered = low.module(site)
+    batch = torch.randn(4, 8, generator=torch.Generator().manual_seed(3))
+    packed = torch.ops.fxquant.int8_pack(codes)
+    measured = measure_sqnr(captured, lowered, [batch], [batch, torch.ones(4, 8), packed, scale])
+    plain = torch.ops.fxquant.int8_linear_weight_only(batch, packed, scale, None, 8)
+    assert measured[site.name].output == sqnr(batch @ hand.tensors["w"].T, plain)

@@ -18,6 +18,7 @@ from fxquant.errors import (
 )
 from fxquant.numerics import MAX_IN_FEATURES
 from fxquant.ops import reference
+from tests.schemas import AFTER, AROUND
 from tests.twins import assert_same_bits, assert_within, int8_linear_float64
 
 OPS = torch.ops.fxquant
@@ -145,11 +146,11 @@ def test_schemas_are_the_agreed_ones() -> None:
         "fxquant::int8_pack(Tensor codes) -> Tensor packed",
         "fxquant::int8_unpack(Tensor packed, int out_features, int in_features) -> Tensor codes",
         "fxquant::int8_linear_dynamic(Tensor x, Tensor packed, Tensor scale, Tensor? bias, int in_features, "
-        "int isa=0) -> Tensor",
+        f"int isa=0, {AROUND}) -> Tensor",
         "fxquant::int8_linear(Tensor codes, Tensor x_scale, Tensor packed, Tensor scale, Tensor? bias, "
-        "int in_features, ScalarType dtype, int isa=0) -> Tensor",
+        f"int in_features, ScalarType dtype, int isa=0, {AFTER}) -> Tensor",
         "fxquant::int8_linear_weight_only(Tensor x, Tensor packed, Tensor scale, Tensor? bias, int in_features, "
-        "int isa=0) -> Tensor",
+        f"int isa=0, {AROUND}) -> Tensor",
     }
 
 

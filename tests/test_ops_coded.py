@@ -13,6 +13,7 @@ from fxquant.algorithms import quantize
 from fxquant.errors import FxQuantError, GradientsNeedTraining, InvalidSpec, ShapeMismatch, UnsupportedActivation
 from fxquant.ops import reference
 from fxquant.spec import TensorSpec
+from tests.schemas import AROUND
 
 OPS = torch.ops.fxquant
 SCHEMAS = {
@@ -22,9 +23,9 @@ SCHEMAS = {
     "decode_weight": "(Tensor packed, Tensor scale, Tensor? zero_point, Tensor? tensor_scale, int out_features, "
     "int in_features, str spec, ScalarType dtype) -> Tensor",
     "linear_weight_only": "(Tensor x, Tensor packed, Tensor scale, Tensor? zero_point, Tensor? tensor_scale, "
-    "Tensor? bias, int out_features, int in_features, str spec, ScalarType dtype, int isa=0) -> Tensor",
+    f"Tensor? bias, int out_features, int in_features, str spec, ScalarType dtype, int isa=0, {AROUND}) -> Tensor",
     "linear_dynamic": "(Tensor x, Tensor packed, Tensor scale, Tensor? zero_point, Tensor? bias, int out_features, "
-    "int in_features, str spec, ScalarType dtype, int isa=0) -> Tensor",
+    f"int in_features, str spec, ScalarType dtype, int isa=0, {AROUND}) -> Tensor",
 }
 SPECS = ("int4/group32/affine/bf16", "int3/channel", "int2/group5/shift", "fp6_e3m2/block128x16", "int8/tensor")
 

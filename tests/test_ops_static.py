@@ -16,13 +16,14 @@ from fxquant.errors import FxQuantError, GradientsNeedTraining, InvalidSpec, Sha
 from fxquant.numerics import code_values
 from fxquant.ops import reference
 from fxquant.spec import TensorSpec
+from tests.schemas import AROUND
 from tests.twins import U, assert_same_bits, assert_within, int8_linear_float64
 
 OPS = torch.ops.fxquant
 SCHEMAS = {
     "fake_quantize_static": "(Tensor x, Tensor scale, str spec) -> Tensor",
     "int8_linear_static": "(Tensor x, Tensor x_scale, Tensor packed, Tensor scale, Tensor? bias, int in_features, "
-    "int isa=0) -> Tensor",
+    f"int isa=0, {AROUND}) -> Tensor",
     "int8_conv_static": "(Tensor x, Tensor x_scale, Tensor packed, Tensor scale, Tensor? bias, int[] kernel_size, "
     "int[] stride, int[] padding, int[] dilation, int isa=0) -> Tensor",
 }

@@ -24,7 +24,7 @@ from tests.helpers import run_captured
 from tests.lowering.helpers import CPU, arguments_of
 from tests.models import AttentionBlock, Decoder, GatedMlp, VisionEncoder, sqnr
 from tests.passes.helpers import run
-from tests.site_bounds import SiteRecorder, assert_site_within_bound
+from tests.site_bounds import Call, SiteRecorder, assert_site_within_bound
 
 PRESETS = ("int8dq", "int8wo", "int4wo", "fp8wo")
 
@@ -85,7 +85,7 @@ class Stages:
 
     outputs: dict[str, list[Tensor]]
     lowered: Lowered
-    sites: list[tuple[Node, list[Any], Tensor]]
+    sites: list[tuple[Node, Call, Tensor]]
 
 
 def captured_calls(
@@ -198,8 +198,8 @@ def assert_stages_agree(stages: Stages, preset: str, dtype: torch.dtype) -> None
     same_bits(stages, "insert-qdq", "share-quantize")
     same_bits(stages, "share-quantize", "fold-weights")
     assert stages.sites
-    for node, args, got in stages.sites:
-        assert_site_within_bound(node, args, got)
+    for node, call, got in stages.sites:
+        assert_site_within_bound(node, call, got)
     # In float32 both compute the same model, up to the order of sums: measured at least 128 dB. In half precision the
     # reference rounds the dequantized operands, which the kernels don't: both are judged by the float model.
     if dtype is torch.float32:

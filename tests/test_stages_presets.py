@@ -102,7 +102,7 @@ def check(name: str, dtype: torch.dtype, *, dynamic: bool) -> None:
             report = stages.lowered.report
             assert {site.status for site in report.sites if site.is_quantized} == {"lowered"}, preset
             assert stages.sites
-            for node, site_args, got in stages.sites:
-                assert_site_within_bound(node, site_args, got)
+            for node, call, got in stages.sites:
+                assert_site_within_bound(node, call, got)
             if dtype is torch.float32:
                 assert noise(out["lower"], out["fold-weights"]) >= 100, preset

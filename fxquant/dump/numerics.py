@@ -53,6 +53,10 @@ def sqnr(reference: Tensor, value: Tensor) -> float:
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
 
 
+# Arguments of linears, and what they are where nothing was fused.
+_PLAIN = {"residual": None, "activation": ""}
+
+
 @dataclass(frozen=True, eq=False)
 class _Recorded:
     """What a site computed, and the weight that it read, if it is still a product with one."""
@@ -75,8 +79,18 @@ class _Recorder(Interpreter):
         value = super().run_node(n)
         if is_site(n) and (self._all_sites or note_of(n).spec is not None):
             # A later node may write into the output in place.
-            self.sites.append(_Recorded(n, value.detach().clone(), weight))
+            self.sites.append(_Recorded(n, self._product(n, value).detach().clone(), weight))
         return value
+
+    def _product(self, site: Node, value: Tensor) -> Tensor:
+        """What a site's kernel gives without the activation and the residual that were fused into it."""
+        target: Any = site.target
+        names = [a.name for a in target._schema.arguments] if isinstance(target, torch._ops.OpOverload) else []
+        args, kwargs = self.fetch_args_kwargs_from_env(site)
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        if given.get("residual") is None and not given.get("activation"):
+            return value
+        return target(**{**given, **_PLAIN})
 
 
 def _output_sqnr(parts: list[_Recorded], value: Tensor) -> float | None:

@@ -18,7 +18,7 @@ from fxquant.lowering.site import QuantizedSite, quantized_sites
 from fxquant.ops import gpu
 from fxquant.target import Problem, Target
 from fxquant.tuning import Effort, caches_of, lookup, tuner_for
-from fxquant.tuning.cpu import ISA, words_of
+from fxquant.tuning.cpu import ISA, number_of, words_of
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _configure(call: Call, target: Target) -> bool:
         _set(node, names.index(PLAN), list(choice.ints))
         words = choice.words
     elif ISA in names and row.source != "heuristic":
-        _set(node, names.index(ISA), row.config[ISA])
+        _set(node, names.index(ISA), number_of(row.config))
         words = f"{words_of(row.config)} ({row.source})"
     else:
         return False

@@ -183,7 +183,8 @@ class QModule(nn.Module):
 
     def parts(self, name: str = "weight") -> tuple[Tensor | None, ...]:
         """The resident tensors of a frozen weight, in the order of `forms.PARTS`."""
-        return tuple(self._buffers[f"{name}_{part}"] for part in PARTS)
+        buffers = self._buffers
+        return tuple([buffers[f"{name}_{part}"] for part in PARTS])
 
     def freeze(self) -> None:
         """Put codes in the place of the float weights, which are let go one by one. Does nothing if frozen."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fxquant import numerics
 from fxquant.errors import GradientsNeedTraining, InvalidSpec, ShapeMismatch
+from fxquant.ops.around import AFTER, BEFORE, check_after, check_before, finished, plain_gradients, prepared
 from fxquant.ops.checks import ACTIVATION_DTYPES, check_activation, check_devices
 from fxquant.ops.library import declare
 from fxquant.ops.panels import check_coded, check_output, decode_weight
@@ -41,18 +42,27 @@ def linear_weight_only(
     spec: str,
     dtype: torch.dtype,
     isa: int = 0,
+    residual: Tensor | None = None,
+    activation: str = "",
+    prologue: str = "",
+    by: Tensor | None = None,
+    shift: Tensor | None = None,
+    eps: float = 0.0,
 ) -> Tensor:
     """Linear of float x with a packed weight.
 
     x [..., K] float32, bfloat16 or float16; packed, scale, zero_point and tensor_scale as in decode_weight; bias [N] or
-    None. Returns [..., N] in `dtype`. `isa` picks a kernel's instruction set, for tests; the reference has none.
+    None. Returns [..., N] in `dtype`. `isa` picks a kernel's instruction set, for tests; the reference has none. What
+    stands behind it: see `fxquant.ops.around`.
     """
     op = "fxquant.linear_weight_only"
     check_coded(op, packed, scale, zero_point, tensor_scale, out_features, in_features, spec)
     _check_linear(op, x, packed, bias, out_features, in_features, dtype)
+    _check_around(op, x, out_features, residual, activation, dtype, prologue, by, shift)
+    x = prepared(x, prologue, by, shift, eps)
     value = decode_weight(packed, scale, zero_point, tensor_scale, out_features, in_features, spec, torch.float32)
     y = numerics.matmul_float32(x.reshape(x.shape[:-1].numel(), in_features), value)
-    return _finish(y, bias, dtype, [*x.shape[:-1], out_features])
+    return finished(y, bias, residual, activation, dtype, [*x.shape[:-1], out_features])
 
 
 def _linear_weight_only_fake(
@@ -67,10 +77,17 @@ def _linear_weight_only_fake(
     spec: str,
     dtype: torch.dtype,
     isa: int = 0,
+    residual: Tensor | None = None,
+    activation: str = "",
+    prologue: str = "",
+    by: Tensor | None = None,
+    shift: Tensor | None = None,
+    eps: float = 0.0,
 ) -> Tensor:
     op = "fxquant.linear_weight_only"
     check_coded(op, packed, scale, zero_point, tensor_scale, out_features, in_features, spec)
     _check_linear(op, x, packed, bias, out_features, in_features, dtype)
+    _check_around(op, x, out_features, residual, activation, dtype, prologue, by, shift)
     return x.new_empty([*x.shape[:-1], out_features], dtype=dtype)
 
 
@@ -85,6 +102,12 @@ def linear_dynamic(
     spec: str,
     dtype: torch.dtype,
     isa: int = 0,
+    residual: Tensor | None = None,
+    activation: str = "",
+    prologue: str = "",
+    by: Tensor | None = None,
+    shift: Tensor | None = None,
+    eps: float = 0.0,
 ) -> Tensor:
     """Linear of x, quantized per token to int8 here, with a packed weight of integers.
 
@@ -93,7 +116,8 @@ def linear_dynamic(
     """
     op = "fxquant.linear_dynamic"
     parsed = _check_dynamic(op, x, packed, scale, zero_point, bias, out_features, in_features, spec, dtype)
-    x_codes, x_scale = int8_quantize_per_token(x)
+    _check_around(op, x, out_features, residual, activation, dtype, prologue, by, shift)
+    x_codes, x_scale = int8_quantize_per_token(prepared(x, prologue, by, shift, eps))
     x_codes = x_codes.reshape(x.shape[:-1].numel(), in_features)
     rows = numerics.rows_spec(parsed)
     codes = numerics.unpack_panels(packed, out_features, in_features, parsed).to(torch.int16)
@@ -106,7 +130,7 @@ def linear_dynamic(
         total = integer_product(x_codes[:, part], codes[:, part])
         y += total.float() * scales[:, granule]
     y *= x_scale.reshape(-1, 1)
-    return _finish(y, bias, dtype, [*x.shape[:-1], out_features])
+    return finished(y, bias, residual, activation, dtype, [*x.shape[:-1], out_features])
 
 
 def _linear_dynamic_fake(
@@ -120,9 +144,16 @@ def _linear_dynamic_fake(
     spec: str,
     dtype: torch.dtype,
     isa: int = 0,
+    residual: Tensor | None = None,
+    activation: str = "",
+    prologue: str = "",
+    by: Tensor | None = None,
+    shift: Tensor | None = None,
+    eps: float = 0.0,
 ) -> Tensor:
     op = "fxquant.linear_dynamic"
     _check_dynamic(op, x, packed, scale, zero_point, bias, out_features, in_features, spec, dtype)
+    _check_around(op, x, out_features, residual, activation, dtype, prologue, by, shift)
     return x.new_empty([*x.shape[:-1], out_features], dtype=dtype)
 
 
@@ -145,10 +176,19 @@ def integer_product(x_codes: Tensor, codes: Tensor) -> Tensor:
     return total
 
 
-def _finish(y: Tensor, bias: Tensor | None, dtype: torch.dtype, shape: list[int]) -> Tensor:
-    if bias is not None:
-        y = y + bias.float()
-    return y.to(dtype).reshape(shape)
+def _check_around(
+    op: str,
+    x: Tensor,
+    out_features: int,
+    residual: Tensor | None,
+    activation: str,
+    dtype: torch.dtype,
+    prologue: str,
+    by: Tensor | None,
+    shift: Tensor | None,
+) -> None:
+    check_before(op, x, prologue, by, shift)
+    check_after(op, x, out_features, residual, activation, dtype)
 
 
 def _check_linear(
@@ -199,12 +239,12 @@ def _save_weight(at: dict[str, int]) -> Any:
     return save
 
 
-def _backward(op: str, at: dict[str, int], arguments: int) -> Any:
+def _gradients(op: str, at: dict[str, int], plain: int) -> dict[str, Any]:
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if any(ctx.needs_input_grad[2 : at["bias"]]):  # scale, zero point or shift, tensor scale
             raise GradientsNeedTraining(f"fxquant.{op}, weight scale")
         rows = grad.float()
-        grads: list[Tensor | None] = [None] * arguments
+        grads: list[Tensor | None] = [None] * plain
         if ctx.needs_input_grad[0]:
             value = torch.ops.fxquant.decode_weight.default(*ctx.saved_tensors, *ctx.sizes, ctx.spec, torch.float32)
             grads[0] = (rows @ value).to(ctx.dtype)
@@ -212,7 +252,8 @@ def _backward(op: str, at: dict[str, int], arguments: int) -> Any:
             grads[at["bias"]] = rows.reshape(-1, rows.shape[-1]).sum(0).to(ctx.bias_dtype)
         return tuple(grads)
 
-    return backward
+    setup_context, of_all = plain_gradients(op, plain, plain + 6, _save_weight(at), backward)
+    return {"backward": of_all, "setup_context": setup_context}
 
 
 _WEIGHT_ONLY = {"tensor_scale": 4, "bias": 5, "out_features": 6, "spec": 8}
@@ -220,17 +261,16 @@ _DYNAMIC = {"bias": 4, "out_features": 5, "spec": 7}
 
 declare(
     "linear_weight_only(Tensor x, Tensor packed, Tensor scale, Tensor? zero_point, Tensor? tensor_scale, "
-    "Tensor? bias, int out_features, int in_features, str spec, ScalarType dtype, int isa=0) -> Tensor",
+    "Tensor? bias, int out_features, int in_features, str spec, ScalarType dtype, int isa=0, "
+    f"{AFTER}, {BEFORE}) -> Tensor",
     reference=linear_weight_only,
     fake=_linear_weight_only_fake,
-    backward=_backward("linear_weight_only", _WEIGHT_ONLY, 11),
-    setup_context=_save_weight(_WEIGHT_ONLY),
+    **_gradients("linear_weight_only", _WEIGHT_ONLY, 11),
 )
 declare(
     "linear_dynamic(Tensor x, Tensor packed, Tensor scale, Tensor? zero_point, Tensor? bias, int out_features, "
-    "int in_features, str spec, ScalarType dtype, int isa=0) -> Tensor",
+    f"int in_features, str spec, ScalarType dtype, int isa=0, {AFTER}, {BEFORE}) -> Tensor",
     reference=linear_dynamic,
     fake=_linear_dynamic_fake,
-    backward=_backward("linear_dynamic", _DYNAMIC, 10),
-    setup_context=_save_weight(_DYNAMIC),
+    **_gradients("linear_dynamic", _DYNAMIC, 10),
 )

@@ -8,6 +8,7 @@ dynamic one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from fxquant.errors import GradientsNeedTraining, ShapeMismatch
 from fxquant.numerics import int8_matmul, matmul_float32, pack_int8, packed_shape, unpack_int8
+from fxquant.ops.around import AFTER, BEFORE, check_after, check_before, finished, plain_gradients, prepared
 from fxquant.ops.checks import (
     ACTIVATION_DTYPES,
     check_activation,
@@ -50,25 +52,52 @@ def _int8_unpack_fake(packed: Tensor, out_features: int, in_features: int) -> Te
 
 
 def int8_linear_dynamic(
-    x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, in_features: int, isa: int = 0
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    in_features: int,
+    isa: int = 0,
+    residual: Tensor | None = None,
+    activation: str = "",
+    prologue: str = "",
+    by: Tensor | None = None,
+    shift: Tensor | None = None,
+    eps: float = 0.0,
 ) -> Tensor:
     """Linear of x, quantized per token here, with packed int8 weights.
 
     x [..., K] float32, bfloat16 or float16; scale float32 [N, 1] or [N]; bias [N] or None. Returns [..., N] in x's
-    dtype. `isa` picks a kernel's instruction set, for tests; the reference has none.
+    dtype. `isa` picks a kernel's instruction set, for tests; the reference has none. `prologue`, `by`, `shift` and
+    `eps` say what x goes through first, `activation` and `residual` [..., N] what the result does: see
+    `fxquant.ops.around`.
     """
-    check_activation("fxquant.int8_linear_dynamic", x)
-    check_linear("fxquant.int8_linear_dynamic", x, packed, scale, bias, in_features)
-    codes, x_scale = int8_quantize_per_token(x)
-    return int8_linear(codes, x_scale, packed, scale, bias, in_features, x.dtype)
+    _check_floats("int8_linear_dynamic", x, packed, scale, bias, in_features, residual, activation, prologue, by, shift)
+    codes, x_scale = int8_quantize_per_token(prepared(x, prologue, by, shift, eps))
+    return int8_linear(codes, x_scale, packed, scale, bias, in_features, x.dtype, isa, residual, activation)
 
 
-def _int8_linear_dynamic_fake(
-    x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, in_features: int, isa: int = 0
-) -> Tensor:
-    check_activation("fxquant.int8_linear_dynamic", x)
-    out_features = check_linear("fxquant.int8_linear_dynamic", x, packed, scale, bias, in_features)
-    return x.new_empty([*x.shape[:-1], out_features])
+def _fake_of(op: str) -> Callable[..., Tensor]:
+    """The fake of a linear over float x."""
+
+    def fake(
+        x: Tensor,
+        packed: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        in_features: int,
+        isa: int = 0,
+        residual: Tensor | None = None,
+        activation: str = "",
+        prologue: str = "",
+        by: Tensor | None = None,
+        shift: Tensor | None = None,
+        eps: float = 0.0,
+    ) -> Tensor:
+        out_features = _check_floats(op, x, packed, scale, bias, in_features, residual, activation, prologue, by, shift)
+        return x.new_empty([*x.shape[:-1], out_features])
+
+    return fake
 
 
 def int8_linear(
@@ -80,16 +109,19 @@ def int8_linear(
     in_features: int,
     dtype: torch.dtype,
     isa: int = 0,
+    residual: Tensor | None = None,
+    activation: str = "",
 ) -> Tensor:
     """Linear of activations already quantized, codes int8 [..., K] and x_scale float32 [..., 1].
 
     All else as in int8_linear_dynamic. Returns [..., N] in `dtype`.
     """
     out_features = _check_quantized(codes, x_scale, packed, scale, bias, in_features, dtype)
+    check_after("fxquant.int8_linear", codes, out_features, residual, activation, dtype)
     weight_codes = unpack_int8(packed, out_features, in_features)
     total = int8_matmul(codes.reshape(_rows(codes), in_features), weight_codes)
     y = total.float() * (x_scale.reshape(_rows(codes), 1) * scale.reshape(1, out_features))
-    return _finish(y, bias, dtype, [*codes.shape[:-1], out_features])
+    return finished(y, bias, residual, activation, dtype, [*codes.shape[:-1], out_features])
 
 
 def _int8_linear_fake(
@@ -101,31 +133,38 @@ def _int8_linear_fake(
     in_features: int,
     dtype: torch.dtype,
     isa: int = 0,
+    residual: Tensor | None = None,
+    activation: str = "",
 ) -> Tensor:
     out_features = _check_quantized(codes, x_scale, packed, scale, bias, in_features, dtype)
+    check_after("fxquant.int8_linear", codes, out_features, residual, activation, dtype)
     return codes.new_empty([*codes.shape[:-1], out_features], dtype=dtype)
 
 
 def int8_linear_weight_only(
-    x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, in_features: int, isa: int = 0
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    in_features: int,
+    isa: int = 0,
+    residual: Tensor | None = None,
+    activation: str = "",
+    prologue: str = "",
+    by: Tensor | None = None,
+    shift: Tensor | None = None,
+    eps: float = 0.0,
 ) -> Tensor:
     """Linear of float x with packed int8 weights: float32 sums of x * code, times scale.
 
     All else as in int8_linear_dynamic.
     """
-    check_activation("fxquant.int8_linear_weight_only", x)
-    out_features = check_linear("fxquant.int8_linear_weight_only", x, packed, scale, bias, in_features)
+    op = "int8_linear_weight_only"
+    out_features = _check_floats(op, x, packed, scale, bias, in_features, residual, activation, prologue, by, shift)
     weight_codes = unpack_int8(packed, out_features, in_features)
+    x = prepared(x, prologue, by, shift, eps)
     y = matmul_float32(x.reshape(_rows(x), in_features), weight_codes) * scale.reshape(1, out_features)
-    return _finish(y, bias, x.dtype, [*x.shape[:-1], out_features])
-
-
-def _int8_linear_weight_only_fake(
-    x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, in_features: int, isa: int = 0
-) -> Tensor:
-    check_activation("fxquant.int8_linear_weight_only", x)
-    out_features = check_linear("fxquant.int8_linear_weight_only", x, packed, scale, bias, in_features)
-    return x.new_empty([*x.shape[:-1], out_features])
+    return finished(y, bias, residual, activation, x.dtype, [*x.shape[:-1], out_features])
 
 
 def _rows(x: Tensor) -> int:
@@ -133,10 +172,26 @@ def _rows(x: Tensor) -> int:
     return x.shape[:-1].numel()
 
 
-def _finish(y: Tensor, bias: Tensor | None, dtype: torch.dtype, shape: list[int]) -> Tensor:
-    if bias is not None:
-        y = y + bias.float()
-    return y.to(dtype).reshape(shape)
+def _check_floats(
+    op: str,
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    in_features: int,
+    residual: Tensor | None,
+    activation: str,
+    prologue: str,
+    by: Tensor | None,
+    shift: Tensor | None,
+) -> int:
+    """The operands of a linear over float x fit together. Returns N."""
+    op = f"fxquant.{op}"
+    check_activation(op, x)
+    out_features = check_linear(op, x, packed, scale, bias, in_features)
+    check_before(op, x, prologue, by, shift)
+    check_after(op, x, out_features, residual, activation, x.dtype)
+    return out_features
 
 
 def _check_quantized(
@@ -167,7 +222,7 @@ def _save_weight(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.bias_dtype = None if bias is None else bias.dtype
 
 
-def _linear_backward(op: str) -> Any:
+def _gradients(op: str) -> dict[str, Any]:
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.needs_input_grad[2]:
             raise GradientsNeedTraining(f"fxquant.{op}, weight scale")
@@ -177,9 +232,10 @@ def _linear_backward(op: str) -> Any:
             grad_x = (grad.float() @ dequantized(packed, scale, ctx.in_features)).to(ctx.dtype)
         if ctx.needs_input_grad[3]:
             grad_bias = bias_gradient(grad, ctx.bias_dtype)
-        return grad_x, None, None, grad_bias, None, None
+        return grad_x, None, None, grad_bias
 
-    return backward
+    setup_context, of_all = plain_gradients(op, 6, 12, _save_weight, backward)
+    return {"backward": of_all, "setup_context": setup_context}
 
 
 def dequantized(packed: Tensor, scale: Tensor, in_features: int) -> Tensor:
@@ -210,24 +266,23 @@ declare(
     backward=no_gradient,
 )
 declare(
-    "int8_linear_dynamic(Tensor x, Tensor packed, Tensor scale, Tensor? bias, int in_features, int isa=0) -> Tensor",
+    "int8_linear_dynamic(Tensor x, Tensor packed, Tensor scale, Tensor? bias, int in_features, int isa=0, "
+    f"{AFTER}, {BEFORE}) -> Tensor",
     reference=int8_linear_dynamic,
-    fake=_int8_linear_dynamic_fake,
-    backward=_linear_backward("int8_linear_dynamic"),
-    setup_context=_save_weight,
+    fake=_fake_of("int8_linear_dynamic"),
+    **_gradients("int8_linear_dynamic"),
 )
 declare(
     "int8_linear(Tensor codes, Tensor x_scale, Tensor packed, Tensor scale, Tensor? bias, int in_features, "
-    "ScalarType dtype, int isa=0) -> Tensor",
+    f"ScalarType dtype, int isa=0, {AFTER}) -> Tensor",
     reference=int8_linear,
     fake=_int8_linear_fake,
     backward=_refuse_int8_linear,
 )
 declare(
-    "int8_linear_weight_only(Tensor x, Tensor packed, Tensor scale, Tensor? bias, int in_features, int isa=0)"
-    " -> Tensor",
+    "int8_linear_weight_only(Tensor x, Tensor packed, Tensor scale, Tensor? bias, int in_features, int isa=0, "
+    f"{AFTER}, {BEFORE}) -> Tensor",
     reference=int8_linear_weight_only,
-    fake=_int8_linear_weight_only_fake,
-    backward=_linear_backward("int8_linear_weight_only"),
-    setup_context=_save_weight,
+    fake=_fake_of("int8_linear_weight_only"),
+    **_gradients("int8_linear_weight_only"),
 )

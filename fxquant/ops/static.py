@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fxquant import numerics
 from fxquant.errors import GradientsNeedTraining, InvalidSpec, ShapeMismatch
+from fxquant.ops.around import AFTER, BEFORE, check_after, check_before, plain_gradients, prepared
 from fxquant.ops.checks import activation_spec, check_activation, check_devices, check_linear
 from fxquant.ops.convolution import conv_gradients, finish, int8_weight, product_of_codes
 from fxquant.ops.convolution_checks import check_int8, empty_like
@@ -47,24 +48,53 @@ def _fake_quantize_static_fake(x: Tensor, scale: Tensor, spec: str) -> Tensor:
 
 
 def int8_linear_static(
-    x: Tensor, x_scale: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, in_features: int, isa: int = 0
+    x: Tensor,
+    x_scale: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    in_features: int,
+    isa: int = 0,
+    residual: Tensor | None = None,
+    activation: str = "",
+    prologue: str = "",
+    by: Tensor | None = None,
+    shift: Tensor | None = None,
+    eps: float = 0.0,
 ) -> Tensor:
     """Linear of x, rounded to int8 by x_scale here, with packed int8 weights.
 
-    x [..., K] float32, bfloat16 or float16; x_scale float32 [] or [1]; packed, scale, bias and isa as in
-    int8_linear_dynamic. Returns [..., N] in x's dtype: int8_linear of the codes, bit for bit.
+    x [..., K] float32, bfloat16 or float16; x_scale float32 [] or [1]; all else as in int8_linear_dynamic. Returns
+    [..., N] in x's dtype: int8_linear of the codes, bit for bit.
     """
     _check_linear(x, x_scale, packed, scale, bias, in_features)
+    check_before(_LINEAR, x, prologue, by, shift)
+    x = prepared(x, prologue, by, shift, eps)
     scales = numerics.given_scales(x_scale.reshape(()))
     codes = numerics.encode(x, scales, _INT8).codes
     of_rows = torch.where(x.isfinite().all(-1, keepdim=True), scales.scale, math.nan)
-    return int8_linear(codes, of_rows, packed, scale, bias, in_features, x.dtype)
+    return int8_linear(codes, of_rows, packed, scale, bias, in_features, x.dtype, isa, residual, activation)
 
 
 def _int8_linear_static_fake(
-    x: Tensor, x_scale: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, in_features: int, isa: int = 0
+    x: Tensor,
+    x_scale: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    in_features: int,
+    isa: int = 0,
+    residual: Tensor | None = None,
+    activation: str = "",
+    prologue: str = "",
+    by: Tensor | None = None,
+    shift: Tensor | None = None,
+    eps: float = 0.0,
 ) -> Tensor:
-    return x.new_empty([*x.shape[:-1], _check_linear(x, x_scale, packed, scale, bias, in_features)])
+    out_features = _check_linear(x, x_scale, packed, scale, bias, in_features)
+    check_before(_LINEAR, x, prologue, by, shift)
+    check_after(_LINEAR, x, out_features, residual, activation, x.dtype)
+    return x.new_empty([*x.shape[:-1], out_features])
 
 
 def int8_conv_static(
@@ -203,6 +233,8 @@ def _backward_conv(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return None if made is None else _inside(made, x, x_scale, _INT8), *rest
 
 
+_SAVE_LINEAR, _BACKWARD_LINEAR = plain_gradients("int8_linear_static", 7, 13, _save_linear, _backward_linear)
+
 declare(
     "fake_quantize_static(Tensor x, Tensor scale, str spec) -> Tensor",
     reference=fake_quantize_static,
@@ -212,11 +244,11 @@ declare(
 )
 declare(
     "int8_linear_static(Tensor x, Tensor x_scale, Tensor packed, Tensor scale, Tensor? bias, int in_features, "
-    "int isa=0) -> Tensor",
+    f"int isa=0, {AFTER}, {BEFORE}) -> Tensor",
     reference=int8_linear_static,
     fake=_int8_linear_static_fake,
-    backward=_backward_linear,
-    setup_context=_save_linear,
+    backward=_BACKWARD_LINEAR,
+    setup_context=_SAVE_LINEAR,
 )
 declare(
     "int8_conv_static(Tensor x, Tensor x_scale, Tensor packed, Tensor scale, Tensor? bias, int[] kernel_size, "

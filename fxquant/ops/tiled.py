@@ -23,6 +23,7 @@ from torch import Tensor
 from fxquant import numerics
 from fxquant.errors import GradientsNeedTraining
 from fxquant.numerics.tiles import unpack_tiles
+from fxquant.ops.around import finished
 from fxquant.ops.coded_linear import integer_product
 from fxquant.ops.library import declare
 from fxquant.ops.tiled_checks import check_codes_linear, check_tiled_linear, stored_form
@@ -55,7 +56,7 @@ def tiled_linear(
     check_tiled_linear(x, tiles, scale, zero_point, tensor_scale, bias, residual, activation, in_features, spec, dtype)
     value = decode_tiles(tiles, scale, zero_point, tensor_scale, in_features, spec, torch.float32)
     z = numerics.matmul_float32(x.reshape(x.shape[:-1].numel(), in_features), value)
-    return _finish(z, bias, residual, activation, dtype, [*x.shape[:-1], tiles.shape[0]])
+    return finished(z, bias, residual, activation, dtype, [*x.shape[:-1], tiles.shape[0]])
 
 
 def _tiled_linear_fake(
@@ -127,7 +128,7 @@ def tiled_linear_codes(
     for whole, has in ((x_tensor_scale, x_parsed.has_tensor_scale), (tensor_scale, parsed.has_tensor_scale)):
         if whole is not None and has:
             z *= whole.reshape(1, -1)
-    return _finish(z, bias, residual, activation, dtype, [*codes.shape[:-1], tiles.shape[0]])
+    return finished(z, bias, residual, activation, dtype, [*codes.shape[:-1], tiles.shape[0]])
 
 
 def _tiled_linear_codes_fake(
@@ -181,31 +182,6 @@ def _pieces(in_features: int, x_size: int, size: int) -> list[tuple[int, int]]:
     """The stretches of K in which no scale changes."""
     starts = sorted({*range(0, in_features, x_size), *range(0, in_features, size)})
     return list(zip(starts, [*starts[1:], in_features], strict=True))
-
-
-def _finish(
-    z: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str, dtype: torch.dtype, shape: list[int]
-) -> Tensor:
-    if bias is not None:
-        z = z + bias.float()
-    y = activated(z, activation)
-    if residual is not None:
-        y = y + residual.float().reshape(y.shape)
-    return y.to(dtype).reshape(shape)
-
-
-def activated(z: Tensor, activation: str) -> Tensor:
-    """The function of that name, one of tiled_linear's, on float32."""
-    match activation:
-        case "relu":
-            return torch.relu(z)
-        case "gelu":
-            return torch.nn.functional.gelu(z)
-        case "gelu_tanh":
-            return torch.nn.functional.gelu(z, approximate="tanh")
-        case "silu":
-            return torch.nn.functional.silu(z)
-    return z
 
 
 def _activation_gradient(grad: Tensor, z: Tensor, activation: str) -> Tensor:

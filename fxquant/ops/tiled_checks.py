@@ -8,6 +8,7 @@ from torch import Tensor
 from fxquant import numerics
 from fxquant.errors import InvalidSpec, ShapeMismatch
 from fxquant.numerics.tiles import scaled_by_blocks
+from fxquant.ops.around import check_after
 from fxquant.ops.checks import (
     ACTIVATION_DTYPES,
     check_activation,
@@ -17,7 +18,6 @@ from fxquant.ops.panels import check_output
 from fxquant.ops.tiles import check_tiled
 from fxquant.spec import TensorSpec
 
-ACTIVATIONS = ("", "relu", "gelu", "gelu_tanh", "silu")
 _CODES = "fxquant.tiled_linear_codes"
 
 
@@ -106,14 +106,9 @@ def _check_epilogue(
     dtype: torch.dtype,
 ) -> None:
     check_output(op, dtype)
-    check_devices(op, x=x, tiles=tiles, bias=bias, residual=residual)
+    check_devices(op, x=x, tiles=tiles, bias=bias)
     out_features = tiles.shape[0]
     if bias is not None and (bias.dtype not in ACTIVATION_DTYPES or list(bias.shape) != [out_features]):
         met = f"bias of shape {list(bias.shape)} and dtype {bias.dtype}"
         raise ShapeMismatch(op, met, f"a float bias of shape [{out_features}]")
-    shape = [*x.shape[:-1], out_features]
-    if residual is not None and (residual.dtype != dtype or list(residual.shape) != shape):
-        met = f"residual of shape {list(residual.shape)} and dtype {residual.dtype}"
-        raise ShapeMismatch(op, met, f"{dtype} of shape {shape}")
-    if activation not in ACTIVATIONS:
-        raise InvalidSpec(activation, f"{op} takes the activations {', '.join(map(repr, ACTIVATIONS))}")
+    check_after(op, x, out_features, residual, activation, dtype)

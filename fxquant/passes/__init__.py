@@ -13,6 +13,7 @@ from fxquant.passes.base import Pass
 from fxquant.passes.fold_weights import FoldWeights
 from fxquant.passes.fuse_epilogues import FuseEpilogues
 from fxquant.passes.fuse_norms import FuseNorms
+from fxquant.passes.fuse_prologues import FusePrologues
 from fxquant.passes.fuse_siblings import FuseSiblings
 from fxquant.passes.insert_fake_quantize import InsertFakeQuantize
 from fxquant.passes.insert_qdq import InsertQdq
@@ -23,6 +24,7 @@ __all__ = [
     "FoldWeights",
     "FuseEpilogues",
     "FuseNorms",
+    "FusePrologues",
     "FuseSiblings",
     "InsertFakeQuantize",
     "InsertQdq",

@@ -8,15 +8,23 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from fxquant.annotation import Declined, PassResult, amend_note, note_of
+from fxquant.annotation import Declined, PassResult
 from fxquant.graphs import VALUE_KEY, is_written_between, target_name, value_of, written_by
+from fxquant.passes.around import ACTIVATION_WORDS, activation_name, give_operand, operand_of, sizes_of, tell
 from fxquant.passes.base import Pass
 from fxquant.passes.sites import argument, torch_word, where
 
 _OPS = torch.ops.fxquant
-# Where each op takes its residual; the activation stands behind it.
-_RESIDUAL: dict[Any, int] = {_OPS.tiled_linear.default: 6, _OPS.tiled_linear_codes.default: 9}
-_ACTIVATIONS = ("relu", "relu_", "gelu", "silu", "silu_")
+_TAKE_BOTH = {
+    _OPS.tiled_linear.default,
+    _OPS.tiled_linear_codes.default,
+    _OPS.int8_linear.default,
+    _OPS.int8_linear_dynamic.default,
+    _OPS.int8_linear_static.default,
+    _OPS.int8_linear_weight_only.default,
+    _OPS.linear_dynamic.default,
+    _OPS.linear_weight_only.default,
+}
 _ADDITIONS = ("add", "iadd", "add_")
 
 
@@ -36,7 +44,7 @@ class FuseEpilogues(Pass):
 
     def run(self, gm: GraphModule) -> PassResult:
         result = PassResult()
-        for node in [n for n in gm.graph.nodes if n.target in _RESIDUAL]:
+        for node in [n for n in gm.graph.nodes if n.target in _TAKE_BOTH]:
             for step in (_fuse_activation, _fuse_residual):
                 _take(gm, node, step, result)
         return result
@@ -52,30 +60,28 @@ def _take(gm: GraphModule, node: Node, step: Any, result: PassResult) -> None:
 
 def _fuse_activation(gm: GraphModule, node: Node) -> bool | str:
     """True if it was done; else why not, empty where there is nothing to do."""
-    place = _RESIDUAL[node.target]
-    found = next((user for user in node.users if torch_word(user) in _ACTIVATIONS and user.args[:1] == (node,)), None)
-    if found is None or node.args[place] is not None or node.args[place + 1]:
+    found = next(
+        (user for user in node.users if torch_word(user) in ACTIVATION_WORDS and user.args[:1] == (node,)), None
+    )
+    if found is None or operand_of(node, "residual") is not None or operand_of(node, "activation"):
         return ""
     if why := _why_not(node, found):
         return f"{torch_word(found)}: {why}"
-    name = torch_word(found).removesuffix("_")
-    if name == "gelu" and argument(found, 1, "approximate", "none") == "tanh":
-        name = "gelu_tanh"
-    node.update_arg(place + 1, name)
+    name = activation_name(found)
+    give_operand(node, "activation", name)
     _replace(gm, found, node, f"+{name}")
     return True
 
 
 def _fuse_residual(gm: GraphModule, node: Node) -> bool | str:
-    place = _RESIDUAL[node.target]
     found = next((user for user in node.users if torch_word(user) in _ADDITIONS and node in user.args[:2]), None)
-    if found is None or node.args[place] is not None:
+    if found is None or operand_of(node, "residual") is not None:
         return ""
     if why := _why_not(node, found) or _why_no_residual(node, found):
         return f"residual: {why}"
     (residual,) = (operand for operand in found.args[:2] if operand is not node)
     found.prepend(node)  # the residual may be computed after x is
-    node.update_arg(place, residual)
+    give_operand(node, "residual", residual)
     _replace(gm, found, node, "+residual")
     return True
 
@@ -101,7 +107,7 @@ def _why_no_residual(node: Node, add: Node) -> str:
     value, product = value_of(residual), value_of(node)
     if not isinstance(value, torch.Tensor):
         return "what is added is no other tensor"
-    if _sizes(value) != _sizes(product) or value.dtype != product.dtype:
+    if sizes_of(value) != sizes_of(product) or value.dtype != product.dtype:
         met = f"{list(value.shape)} {value.dtype}"
         return f"what is added is {met}, the linear's result {list(product.shape)} {product.dtype}"
     if argument(add, 2, "alpha", 1) != 1 or add.kwargs.keys() - {"alpha"}:
@@ -119,16 +125,9 @@ def _replace(gm: GraphModule, user: Node, node: Node, word: str) -> None:
     user.replace_all_uses_with(node)
     gm.graph.erase_node(user)
     node.meta[VALUE_KEY] = value
-    note = note_of(node)
-    kernel = note.kernel or target_name(node).removeprefix("fxquant.")  # of a frozen module: no rule has named it
-    amend_note(node, kernel=f"{kernel} {word}", made_by=(*note.made_by, FuseEpilogues.name))
-
-
-def _sizes(value: torch.Tensor) -> list[str]:
-    """As text: comparing symbolic sizes would guard the graph, and fail where a size is known only when it runs."""
-    return list(map(str, value.shape))
+    tell(node, word, FuseEpilogues.name)
 
 
 def _layout(value: torch.Tensor) -> tuple[list[str], list[str]]:
-    sizes = _sizes(value)
+    sizes = sizes_of(value)
     return sizes, [str(stride) for size, stride in zip(sizes, value.stride(), strict=True) if size != "1"]

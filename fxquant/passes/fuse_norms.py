@@ -55,7 +55,7 @@ class FuseNorms(Pass):
             norm = norm_at(node.args[0])
             if norm is None:
                 continue
-            if why := _why_not(norm, node) or self.why_not(_problem(norm, str(node.args[1]))):
+            if why := why_not_into(norm, node) or _per_sample(node) or self.why_not(_problem(norm, str(node.args[1]))):
                 place = source_line(norm.nodes[-1]) or norm.nodes[-1].name
                 result.declined.append(Declined(place, f"{norm.kind}: {why}", norm.nodes[-1].name))
                 continue
@@ -77,9 +77,15 @@ def _problem(norm: Norm, spec: str) -> Problem:
     return Problem("quantize", 0, 0, int(x.shape[-1]), "", spec, str(x.dtype).removeprefix("torch."), norm.kind)
 
 
-def _why_not(norm: Norm, quantize: Node) -> str:
+def _per_sample(quantize: Node) -> str:
+    is_sample = TensorSpec.parse(str(quantize.args[1])).granularity.kind == "sample"
+    return "x is quantized per sample" if is_sample else ""
+
+
+def why_not_into(norm: Norm, reader: Node) -> str:
+    """Why a norm can't be computed where its result is read; empty if it can."""
     result = norm.nodes[-1]
-    if others := [n for n in result.users if n is not quantize]:
+    if others := [n for n in result.users if n is not reader]:
         return f"its result is read by {', '.join(dict.fromkeys(map(target_name, others)))} too"
     x, normed = value_of(norm.x), value_of(result)
     if x.dtype != normed.dtype:
@@ -89,13 +95,11 @@ def _why_not(norm: Norm, quantize: Node) -> str:
     for t in (norm.weight, norm.bias):
         if t is not None and (list(value_of(t).shape) != [x.shape[-1]] or value_of(t).dtype not in ACTIVATION_DTYPES):
             return f"its weight or bias is {list(value_of(t).shape)} {value_of(t).dtype}"
-    if TensorSpec.parse(str(quantize.args[1])).granularity.kind == "sample":
-        return "x is quantized per sample"
     inside = set(norm.nodes)
     if any(not inside.issuperset(n.users) for n in norm.nodes[:-1]):
         return "what it computes on its way is read elsewhere"
     operands = [n for n in (norm.x, norm.weight, norm.bias) if n is not None]
-    if any(is_written_between(n, norm.nodes[0], quantize) for n in operands):
+    if any(is_written_between(n, norm.nodes[0], reader) for n in operands):
         return "the model writes to its input before the result is quantized"
     return ""
 

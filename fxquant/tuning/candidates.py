@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
 from fxquant import cpu_kernels
 from fxquant.target import Arch, KernelConfig, Problem, Target, arch_named
-from fxquant.tuning.cpu import cpu_kernel_for, isas_up_to
+from fxquant.tuning.cpu import ISA, blockings, cpu_kernel_for, isas_up_to
 
 
 class Space(Protocol):
@@ -51,7 +53,7 @@ def _source_of(kernel: str) -> str:
 
 @dataclass(frozen=True)
 class CpuSpace:
-    """The C++ kernels of this machine: what can be chosen is the instruction set.
+    """The C++ kernels of this machine: what can be chosen is the instruction set, and for the widest a blocking.
 
     isas    their numbers, the widest, which is the heuristic's, first.
     source  a hash of the built library: of sources, flags and compiler.
@@ -62,7 +64,12 @@ class CpuSpace:
 
     def candidates(self, problem: Problem) -> Sequence[KernelConfig]:
         kernel = cpu_kernel_for(problem)
-        return () if kernel is None else tuple(KernelConfig.of(kernel.name, isa=isa) for isa in self.isas)
+        if kernel is None or not self.isas:
+            return ()
+        best = [{ISA: self.isas[0], **blocking} for blocking in blockings(problem, torch.get_num_threads())]
+        return tuple(
+            KernelConfig.of(kernel.name, **fields) for fields in (*best, *({ISA: isa} for isa in self.isas[1:]))
+        )
 
     def kernel_source(self, kernel: str) -> str:
         return self.source

@@ -1,6 +1,7 @@
 """The C++ kernels as tuning sees them: which one a problem runs on, operands for it, and the problem of a call.
 
-Their ops take one number that changes the speed and no result: the instruction set.
+Their ops take one number that changes the speed and no result: the instruction set, and how the product is cut into
+tasks.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ from fxquant.target import KernelConfig, Problem
 # The numbers that the ops' argument `isa` takes (csrc/tensors.h), the narrowest first.
 ISAS = {"portable": 1, "avx2": 2, "avx512vnni": 3}
 ISA = "isa"
+ROWS, BY_ROWS, SERIAL = "rows", "by_rows", "serial"  # a blocking (csrc/launch.h); a field that is not there is 0
+_ROWS = {0: 0, 32: 1, 64: 2, 128: 3, 256: 4}  # of a task, and the numbers that stand for them
+_LONG = 128  # rows of x from which on the rows of a task matter
+# Products that a kernel shares out among the threads, though one alone may be as fast.
+_FEW_PRODUCTS = range(2**19, 2**23)
 CODES = "codes"  # of a problem's `extra`: x comes quantized
 _TOKEN, _STATIC, _INT8 = "int8/token", "int8/tensor", "int8/channel"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -29,7 +35,26 @@ def words_of(config: KernelConfig) -> str:
     """A configuration for people: an instruction set by its name, 'int8_linear_dynamic isa=avx2'."""
     number = config.meta.get(ISA)
     name = next((name for name, known in ISAS.items() if known == number), "")
-    return f"{config.kernel} {ISA}={name}" if name else str(config)
+    if not name:
+        return str(config)
+    rest = (f"{field}={value}" for field, value in config.meta.items() if field != ISA)
+    return " ".join((config.kernel, f"{ISA}={name}", *rest))
+
+
+def number_of(config: KernelConfig) -> int:
+    """The argument `isa` of the ops: bits 0 to 3 the instruction set, 4 to 6 the rows, 7 by_rows, 8 serial."""
+    field = config.meta.get
+    return config[ISA] | _ROWS[field(ROWS, 0)] << 4 | field(BY_ROWS, 0) << 7 | field(SERIAL, 0) << 8
+
+
+def blockings(problem: Problem, threads: int) -> tuple[dict[str, int], ...]:
+    """Blockings worth measuring, the heuristic's first: 256 rows a task, and neighbouring tasks share a panel."""
+    found: list[dict[str, int]] = [{}]
+    if problem.m >= _LONG:
+        found += [{ROWS: rows, BY_ROWS: 1} for rows in (64, 128)]
+    if threads > 1 and problem.m * problem.n * problem.k in _FEW_PRODUCTS:
+        found.append({SERIAL: 1})
+    return tuple(found)
 
 
 def isas_up_to(name: str) -> tuple[int, ...]:
@@ -56,8 +81,8 @@ class CpuKernel:
         """The op; `fxquant.ops` has declared it, as the import of fxquant does."""
         return getattr(torch.ops.fxquant, self.name).default
 
-    def run(self, args: tuple[Any, ...], isa: int) -> Tensor:
-        return self.op(*args, isa)
+    def run(self, args: tuple[Any, ...], number: int) -> Tensor:
+        return self.op(*args, number)
 
     def reference(self, args: tuple[Any, ...]) -> Tensor:
         """What the op's definition in plain torch gives, whatever kernels are registered."""

@@ -61,7 +61,7 @@ def test_kernels_of_frozen_modules_are_rows_of_the_report() -> None:
     fxquant.quantize(model, weights="int4/group32", activations="int8", include="2", algorithm="mse")
     fxquant.freeze(model)
     want = {
-        "0": ("lowered", "int8_linear_dynamic", "w=int8/channel x=int8/token", FROZEN),
+        "0": ("lowered", "int8_linear_dynamic +relu", "w=int8/channel x=int8/token", FROZEN),
         "2": ("lowered", "linear_dynamic", "w=int4/group32 x=int8/token", FROZEN),
         "3": ("skipped", "", "", LEFT),
     }

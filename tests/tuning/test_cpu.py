@@ -155,7 +155,7 @@ def test_compiling_with_autotune_measures_keeps_and_chooses(
     later = fxquant.compile(model, executor="eager")
     assert torch.equal(later(x), y)
     assert sampled == []
-    assert all(words.endswith("(tuned)") and "int8_linear_dynamic isa=" in words for words in kernels_of(later))
+    assert all("(tuned)" in words and "int8_linear_dynamic isa=" in words for words in kernels_of(later))
 
 
 @torch.no_grad()
@@ -164,7 +164,7 @@ def test_without_plans_nothing_changes_and_nothing_is_measured(
 ) -> None:
     view = fxquant.compile(Two(), executor="eager")
     view(torch.randn(6, 64))
-    assert kernels_of(view) == ["int8_linear_dynamic"] * 2
+    assert kernels_of(view) == ["int8_linear_dynamic +gelu", "int8_linear_dynamic"]
     assert sampled == []
     assert not list(plans.glob("*"))
 
@@ -176,7 +176,7 @@ def test_neither_the_models_autocast_nor_its_seed_matter(plans: Path, fresh_dyna
     with torch.autocast("cpu", dtype=torch.bfloat16):
         view(x)
     assert torch.equal(torch.rand(1), torch.rand(1, generator=torch.Generator().manual_seed(7)))
-    assert all(words.endswith("(tuned)") for words in kernels_of(view))
+    assert all("(tuned)" in words for words in kernels_of(view))
 
 
 @pytest.mark.slow
@@ -206,7 +206,7 @@ def test_the_graph_runs_what_the_cache_says_by_rows(
     model, x = Two(), torch.randn(6, 64)
     view = fxquant.compile(model, executor="eager", dynamic=dynamic)
     y = view(x)
-    assert kernels_of(view) == ["int8_linear_dynamic isa=portable (tuned)", "int8_linear_dynamic"]
+    assert kernels_of(view) == ["int8_linear_dynamic isa=portable (tuned) +gelu", "int8_linear_dynamic"]
     plain = fxquant.compile(model, executor="eager", autotune="none")
     assert torch.equal(plain(x), y)
 

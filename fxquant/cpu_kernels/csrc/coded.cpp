@@ -4,6 +4,7 @@
 #include <cstring>
 #include <string>
 
+#include "around.h"
 #include "coded_weight.h"
 
 namespace fxquant {
@@ -58,14 +59,19 @@ int64_t float_bytes(Float type) { return type == Float::f32 ? 4 : 2; }
 
 Tensor linear_weight_only(const Tensor x, const Tensor packed, const Tensor scale, const std::optional<Tensor> zero_point,
                           const std::optional<Tensor> tensor_scale, const std::optional<Tensor> bias, int64_t out_features,
-                          int64_t in_features, const std::string text, ScalarType dtype, int64_t isa) {
+                          int64_t in_features, const std::string text, ScalarType dtype, int64_t isa,
+                          const std::optional<Tensor> residual, const std::string activation, const std::string prologue,
+                          const std::optional<Tensor> by, const std::optional<Tensor> shift, double eps) {
     const char* op = "linear_weight_only";
     const Kernels& kernels = kernels_for(isa);
     const RowView rows = row_view(op, "x", x);
     check_width(op, rows, in_features);
     const Float type = float_type(op, "x", x.scalar_type()), out_type = float_type(op, "dtype", dtype);
+    const HeldBefore before(op, kernels, x, rows, type, prologue, by, shift, eps);
     const HeldCodedWeight weight(op, kernels, packed, scale, zero_point, tensor_scale, bias, out_features, in_features, text);
+    CodedWeight w = weight.view;
     Tensor out = like_rows(x, out_features, dtype);
+    const HeldAfter after(op, out, residual, activation);
 
     const int64_t stride = staged_stride(in_features, sizeof(float)) / static_cast<int64_t>(sizeof(float));
     const int64_t most = pass_rows(rows.rows, stride * static_cast<int64_t>(sizeof(float)));
@@ -73,11 +79,16 @@ Tensor linear_weight_only(const Tensor x, const Tensor packed, const Tensor scal
     for (int64_t first = 0; first < rows.rows; first += most) {
         const int64_t count = std::min(most, rows.rows - first);
         const Rows from = rows_from(rows, type, first);
-        split(count, count * in_features < kSerialElements,
-              [&](int64_t begin, int64_t end) { kernels.widen(from, begin, end, wide, stride); });
+        split(count, count * in_features < kSerialElements, [&](int64_t begin, int64_t end) {
+            for_prepared(kernels, before.from(first), from, begin, end,
+                         [&](const Rows& prepared, int64_t row0, int64_t row1, int64_t at) {
+                             kernels.widen(prepared, row0, row1, wide + at * stride, stride);
+                         });
+        });
         void* to = static_cast<char*>(out.data_ptr()) + first * out_features * float_bytes(out_type);
-        const CodedProblem problem{wide, stride, weight.view, to, out_type};
-        for_panels(out_features, in_features, count, [&](int64_t panel, int64_t row0, int64_t row1, bool) {
+        w.after = after.from(first, out_features, out_type);
+        const CodedProblem problem{wide, stride, w, to, out_type};
+        for_panels(out_features, in_features, count, blocking_of(isa), [&](int64_t panel, int64_t row0, int64_t row1, bool) {
             kernels.coded.product(problem, panel, row0, row1);
         });
     }
@@ -95,17 +106,21 @@ std::vector<Piece> pieces_of(const CodedWeight& w) {
 
 Tensor linear_dynamic(const Tensor x, const Tensor packed, const Tensor scale, const std::optional<Tensor> zero_point,
                       const std::optional<Tensor> bias, int64_t out_features, int64_t in_features, const std::string text,
-                      ScalarType dtype, int64_t isa) {
+                      ScalarType dtype, int64_t isa, const std::optional<Tensor> residual, const std::string activation,
+                      const std::string prologue, const std::optional<Tensor> by, const std::optional<Tensor> shift,
+                      double eps) {
     const char* op = "linear_dynamic";
     const Kernels& kernels = kernels_for(isa);
     const RowView rows = row_view(op, "x", x);
     check_width(op, rows, in_features);
     const Float type = float_type(op, "x", x.scalar_type()), out_type = float_type(op, "dtype", dtype);
+    const HeldBefore before(op, kernels, x, rows, type, prologue, by, shift, eps);
     const HeldCodedWeight weight(op, kernels, packed, scale, zero_point, std::nullopt, bias, out_features, in_features, text);
-    const CodedWeight& w = weight.view;
+    CodedWeight w = weight.view;
     STD_TORCH_CHECK(w.integer && w.scheme != Scheme::shift && (w.granules == 1 || w.granule % kQuad == 0), "fxquant::", op, ": spec '",
                     text, "' is not of integers, symmetric or affine, in groups that are a multiple of ", kQuad);
     Tensor out = like_rows(x, out_features, dtype);
+    const HeldAfter after(op, out, residual, activation);
 
     const std::vector<Piece> pieces = pieces_of(w);
     const auto count = static_cast<int64_t>(pieces.size());
@@ -119,11 +134,16 @@ Tensor linear_dynamic(const Tensor x, const Tensor packed, const Tensor scale, c
         const int64_t now = std::min(most, rows.rows - first);
         const Rows from = rows_from(rows, type, first);
         void* to = static_cast<char*>(out.data_ptr()) + first * out_features * float_bytes(out_type);
+        w.after = after.from(first, out_features, out_type);
         const CodedDynamicProblem problem{staged, stride, x_scale, sums, pieces.data(), count, w, to, out_type};
         split(now, now * in_features < kSerialElements, [&](int64_t begin, int64_t end) {
-            kernels.coded.quantize(from, begin, end, problem, staged, x_scale, sums);
+            for_prepared(kernels, before.from(first), from, begin, end,
+                         [&](const Rows& prepared, int64_t row0, int64_t row1, int64_t at) {
+                             kernels.coded.quantize(prepared, row0, row1, problem, staged + at * stride, x_scale + at,
+                                                    sums + at * count);
+                         });
         });
-        for_panels(out_features, in_features, now, [&](int64_t panel, int64_t row0, int64_t row1, bool) {
+        for_panels(out_features, in_features, now, blocking_of(isa), [&](int64_t panel, int64_t row0, int64_t row1, bool) {
             kernels.coded.dynamic_product(problem, panel, row0, row1);
         });
     }

@@ -37,7 +37,7 @@ inline const uint8_t* blocks_of(const CodedWeight& w, int64_t panel, int64_t k0,
     return w.packed + layout.offset(panel) + k0 / kBlock * Bits * kPanel;
 }
 
-inline Weight epilogue_of(const CodedWeight& w) { return {nullptr, w.tensor_scale, w.bias, w.out_features, w.in_features}; }
+inline Weight epilogue_of(const CodedWeight& w) { return {nullptr, w.tensor_scale, w.bias, w.out_features, w.in_features, w.after}; }
 
 template <class Isa, int Bits>
 void coded_product_of(const CodedProblem& p, int64_t panel, int64_t row0, int64_t row1) {
@@ -49,7 +49,8 @@ void coded_product_of(const CodedProblem& p, int64_t panel, int64_t row0, int64_
     alignas(64) float tile[kTileK * kPanel];
     alignas(64) float acc[kRowBlock * kPanel];
     std::memset(acc, 0, (row1 - row0) * kPanel * sizeof(float));
-    for (int64_t k = 0; k < w.in_features; k += kTileK) {
+    const bool fused = fused_product<Isa, Bits>(p, panel, row0, row1 - row0, acc);
+    for (int64_t k = 0; !fused && k < w.in_features; k += kTileK) {
         const int64_t end = k + kTileK < w.in_features ? k + kTileK : w.in_features;
         decode_tile<Isa, Bits>(lookup, granule, blocks_of<Isa, Bits>(w, panel, k, end, room), k, end, tile);
         for_groups(row0, row1, Isa::kFloatTall, [&](int64_t, int64_t row, int64_t height) {
@@ -108,8 +109,14 @@ void decode_panel_of(const CodedWeight& w, int64_t panel, void* out, Float out_t
 
 // ---- int8 activations
 
-// k of one tile of patterns: 256 x 64 bytes are 16 KiB.
+// Most k of one tile of patterns: 256 x 64 bytes are 16 KiB.
 constexpr int64_t kPatternK = 256;
+
+// k of one tile: whole granules, where they are small and made of what a compact panel is spread by.
+inline int64_t pattern_k(const CodedWeight& w) {
+    const bool whole = w.granules > 1 && w.granule <= kPatternK && w.granule % kSpreadK == 0;
+    return whole ? kPatternK / w.granule * w.granule : kPatternK;
+}
 
 // Patterns of the k from k0 (a multiple of 8) to k1 in quads [k / 4, 64, 4], as the dot products read them.
 template <class Isa, int Bits>
@@ -183,6 +190,71 @@ inline void dot_patterns(int64_t rows, const char* codes, int64_t stride, const 
     if constexpr (R > 1) dot_patterns<Isa, R - 1>(rows, codes, stride, b, depth, acc, add);
 }
 
+template <class Isa, bool Affine, int R = Isa::kTall>
+inline void dot_spans_of(const CodedDynamicProblem& p, const Span* spans, int64_t count, const char* codes, const uint8_t* tile,
+                         int64_t row, int64_t height, float* y) {
+    if (height == R) {
+        const int32_t* of_codes = p.sums + row * p.count + spans[0].index;
+        return Isa::template dot_spans<R, Affine>(spans, count, codes, p.code_stride, tile, of_codes, p.count, y);
+    }
+    if constexpr (R > 1) dot_spans_of<Isa, Affine, R - 1>(p, spans, count, codes, tile, row, height, y);
+}
+
+template <class Isa>
+inline void dot_spans(const CodedDynamicProblem& p, const Span* spans, int64_t count, const char* codes, const uint8_t* tile,
+                      int64_t row, int64_t height, float* y) {
+    if (p.weight.scheme == Scheme::affine) return dot_spans_of<Isa, true>(p, spans, count, codes, tile, row, height, y);
+    dot_spans_of<Isa, false>(p, spans, count, codes, tile, row, height, y);
+}
+
+// Spans that begin and end in the tile, as many as come first, finished with the sums in registers. 0 where the instruction
+// set does not do that.
+template <class Isa>
+int64_t scaled_spans(const CodedDynamicProblem& p, const Span* spans, int64_t most, const char* codes, const uint8_t* tile,
+                     int64_t row, int64_t height, float* y) {
+    if constexpr (!Isa::kScalesSums) {
+        return 0;
+    } else {
+        int64_t count = 0;
+        while (count < most && spans[count].begins && spans[count].ends) ++count;
+        if (count > 0) dot_spans<Isa>(p, spans, count, codes, tile, row, height, y);
+        return count;
+    }
+}
+
+// The same sums of few rows straight from the planes of a full panel. False if the weight's planes are none for this.
+template <class Isa, int Bits, bool Affine, int R>
+void fused_spans(const CodedDynamicProblem& p, int64_t panel, int64_t row0, int64_t rows, float* y) {
+    if (rows == R) {
+        constexpr auto kCode = static_cast<int64_t>(sizeof(typename Isa::Code));
+        const uint8_t* blocks = p.weight.packed + layout_of(p.weight).offset(panel);
+        for (int64_t i = 0; i < p.count; ++i) {
+            const Piece& piece = p.pieces[i];
+            const Span s = span_of<Isa>(p, panel, i, piece.k0, piece.k1);
+            Isa::template dot_planes<R, Bits, Affine>(s, static_cast<const char*>(p.codes) + row0 * p.code_stride + piece.k0 * kCode,
+                                                      p.code_stride, blocks + piece.k0 / kBlock * Bits * kPanel,
+                                                      p.sums + row0 * p.count + i, p.count, y);
+        }
+        return;
+    }
+    if constexpr (R > 1) fused_spans<Isa, Bits, Affine, R - 1>(p, panel, row0, rows, y);
+}
+
+template <class Isa, int Bits>
+bool fused_dynamic(const CodedDynamicProblem& p, int64_t panel, int64_t row0, int64_t rows, float* y) {
+    if constexpr (!Isa::kScalesSums) {
+        return false;
+    } else {
+        if (rows > Isa::kTall || !whole_blocks(p.weight) || !layout_of(p.weight).is_full(panel)) return false;
+        if (p.weight.scheme == Scheme::affine) {
+            fused_spans<Isa, Bits, true, Isa::kTall>(p, panel, row0, rows, y);
+        } else {
+            fused_spans<Isa, Bits, false, Isa::kTall>(p, panel, row0, rows, y);
+        }
+        return true;
+    }
+}
+
 template <class Isa, int Bits>
 void coded_dynamic_of(const CodedDynamicProblem& p, int64_t panel, int64_t row0, int64_t row1) {
     using F = typename Isa::F;
@@ -194,8 +266,10 @@ void coded_dynamic_of(const CodedDynamicProblem& p, int64_t panel, int64_t row0,
     Span spans[kPatternK / kQuad];
     std::memset(y, 0, (row1 - row0) * kPanel * sizeof(float));
     int64_t piece = 0;
-    for (int64_t k = 0; k < w.in_features; k += kPatternK) {
-        const int64_t end = k + kPatternK < w.in_features ? k + kPatternK : w.in_features;
+    const int64_t step = pattern_k(w);
+    const bool fused = fused_dynamic<Isa, Bits>(p, panel, row0, row1 - row0, y);
+    for (int64_t k = 0; !fused && k < w.in_features; k += step) {
+        const int64_t end = k + step < w.in_features ? k + step : w.in_features;
         spread_patterns<Isa, Bits>(w, panel, k, end, tile);
         int64_t count = 0;
         for (; piece < p.count && p.pieces[piece].k0 < end; ++piece) {
@@ -205,8 +279,13 @@ void coded_dynamic_of(const CodedDynamicProblem& p, int64_t panel, int64_t row0,
         for_groups(row0, row1, Isa::kTall, [&](int64_t, int64_t row, int64_t height) {
             const char* codes = static_cast<const char*>(p.codes) + row * p.code_stride + k * kCode;
             int32_t* acc = sums + (row - row0) * kPanel;
-            for (int64_t i = 0; i < count; ++i) {
+            for (int64_t i = 0; i < count;) {
                 const Span& s = spans[i];
+                if (const int64_t whole = scaled_spans<Isa>(p, spans + i, count - i, codes, tile, row, height, y + (row - row0) * kPanel)) {
+                    i += whole;
+                    continue;
+                }
+                ++i;
                 dot_patterns<Isa>(height, codes + s.quad0 * kQuad * kCode, p.code_stride, tile + s.quad0 * kPanel * kQuad, s.depth,
                                   acc, !s.begins);
                 if (s.ends) add_span<Isa>(p, s, row, height, acc, y + (row - row0) * kPanel);

@@ -74,7 +74,7 @@ public:
     }
 
     const Spec spec;
-    CodedWeight view;
+    CodedWeight view{};
 
 private:
     void read_codes() {

@@ -11,6 +11,8 @@ namespace fxquant {
 namespace {
 #include "vectors.h"
 #include "quantize.h"
+#include "functions.h"
+#include "prepare.h"
 #include "fake_quantize.h"
 #include "turn.h"
 #include "apart.h"
@@ -25,12 +27,16 @@ struct Avx2 : Vectors<8> {
     static constexpr int kTall = 4;          // 4 rows x 2 vectors of pair sums, 2 of B, 1 broadcast: 11 of 16 registers
     static constexpr int kFloatTall = 6;     // 6 rows x 2 vectors: 12 sums, 2 of B, 1 broadcast
     static constexpr int kFloatVectors = 2;
+    static constexpr int kFused = 2;
+    static constexpr bool kScalesSums = false;
 
     static F fma(F a, F b, F c) { return bits<F>(_mm256_fmadd_ps(bits<__m256>(a), bits<__m256>(b), bits<__m256>(c))); }
     static F load_half(const void* from) { return bits<F>(_mm256_cvtph_ps(load<__m128i>(from))); }
     static void store_half(void* to, F v) {
         store(to, _mm256_cvtps_ph(bits<__m256>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
     }
+
+    static constexpr int64_t kFetch = int64_t{1} << 14;  // bytes ahead in B that are fetched for one row, which waits for memory
 
     template <int Bits>
     using Lookup = PlainLookup<Avx2, Bits>;
@@ -68,6 +74,27 @@ struct Avx2 : Vectors<8> {
         }
     }
 
+    // One row x 32 columns over n quads: half of each line of B, one after another.
+    template <class Byte>
+    FXQUANT_TILE void dot_row(const char* codes, const Byte* b, int64_t n, int32_t* acc, bool add) {
+        __m256i low[4], high[4];
+        FXQUANT_UNROLL for (int j = 0; j < 4; ++j) low[j] = high[j] = _mm256_setzero_si256();
+        for (int64_t q = 0; q < n; ++q, b += kPanel * kQuad) {
+            const __m256i a = _mm256_set1_epi64x(load<int64_t>(codes + q * kQuad * 2));
+            __builtin_prefetch(b + kFetch);
+            __builtin_prefetch(b + kFetch + 64);
+            FXQUANT_UNROLL for (int j = 0; j < 4; ++j) {
+                low[j] = _mm256_add_epi32(low[j], _mm256_madd_epi16(a, widen_bytes(b + j * 32)));
+                high[j] = _mm256_add_epi32(high[j], _mm256_madd_epi16(a, widen_bytes(b + j * 32 + 16)));
+            }
+        }
+        FXQUANT_UNROLL for (int j = 0; j < 4; ++j) {
+            __m256i sum = _mm256_permute4x64_epi64(_mm256_hadd_epi32(low[j], high[j]), 0xd8);
+            if (add) sum = _mm256_add_epi32(sum, load<__m256i>(acc + j * 8));
+            store(acc + j * 8, sum);
+        }
+    }
+
     template <int R>
     static void dot(const char* codes, int64_t stride, const int8_t* b, int64_t depth, int32_t* acc, bool add, const int8_t*) {
         dot_of<R>(codes, stride, b, depth, acc, add);
@@ -83,7 +110,10 @@ struct Avx2 : Vectors<8> {
         constexpr int64_t kNear = 64;  // quads: 16 KiB of B stay in L1 while its eight column groups are walked one by one
         for (int64_t q = 0; q < depth; q += kNear) {
             const int64_t n = depth - q < kNear ? depth - q : kNear;
-            for (int64_t c = 0; c < kPanel; c += 8) {
+            for (int64_t c = 0; R == 1 && c < kPanel; c += 32) {
+                dot_row(codes + q * kQuad * 2, b + (q * kPanel + c) * kQuad, n, acc + c, add || q > 0);
+            }
+            for (int64_t c = 0; R > 1 && c < kPanel; c += 8) {
                 dot_columns<R>(codes + q * kQuad * 2, stride, b + (q * kPanel + c) * kQuad, n, acc + c, add || q > 0);
             }
         }
@@ -91,6 +121,7 @@ struct Avx2 : Vectors<8> {
 };
 
 #include "products.h"
+#include "fused.h"
 #include "coded.h"
 #include "patches.h"
 

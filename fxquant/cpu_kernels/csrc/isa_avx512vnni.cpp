@@ -11,6 +11,8 @@ namespace fxquant {
 namespace {
 #include "vectors.h"
 #include "quantize.h"
+#include "functions.h"
+#include "prepare.h"
 #include "fake_quantize.h"
 #include "turn.h"
 #include "apart.h"
@@ -27,6 +29,8 @@ struct Avx512Vnni : Vectors<16> {
     static constexpr int kTall = 6;
     static constexpr int kFloatTall = 6;
     static constexpr int kFloatVectors = 4;
+    static constexpr int kFused = 4;  // rows
+    static constexpr bool kScalesSums = true;
 
     static F fma(F a, F b, F c) { return bits<F>(_mm512_fmadd_ps(bits<__m512>(a), bits<__m512>(b), bits<__m512>(c))); }
     static F load_half(const void* from) { return bits<F>(_mm512_cvtph_ps(load<__m256i>(from))); }
@@ -105,6 +109,79 @@ struct Avx512Vnni : Vectors<16> {
             _mm512_store_si512(acc + r * kPanel + j * 16, sum[r][j]);
     }
 
+    // Begins sums with what undoes the patterns' zero: -zero * the sum of a row's codes.
+    template <int R, bool Affine, class Span>
+    FXQUANT_INLINE void begin_sums(const Span& s, const int32_t* of_codes, int64_t count, __m512i (&sum)[R][4]) {
+        FXQUANT_UNROLL for (int r = 0; r < R; ++r) {
+            const __m512i of_row = _mm512_set1_epi32(static_cast<int32_t>(0u - static_cast<uint32_t>(of_codes[r * count]) *
+                                                                                    (Affine ? 1u : static_cast<uint32_t>(s.zero[0]))));
+            FXQUANT_UNROLL for (int j = 0; j < 4; ++j)
+                sum[r][j] = Affine ? _mm512_mullo_epi32(_mm512_load_si512(s.zero + j * 16), of_row) : of_row;
+        }
+    }
+
+    template <int R>
+    FXQUANT_INLINE void add_quad(const __m512i (&pattern)[4], const char* codes, int64_t stride, __m512i (&sum)[R][4]) {
+        FXQUANT_UNROLL for (int r = 0; r < R; ++r) {
+            const __m512i a = _mm512_set1_epi32(load<int32_t>(codes + r * stride));
+            // Not the intrinsic: where the sums are worked on after the loop, GCC 12 copies each of them to the stack in the loop.
+            FXQUANT_UNROLL for (int j = 0; j < 4; ++j) asm("vpdpbusd %2, %1, %0" : "+v"(sum[r][j]) : "v"(pattern[j]), "v"(a));
+        }
+    }
+
+    // y += scale * float(sums).
+    template <int R, class Span>
+    FXQUANT_INLINE void end_sums(const Span& s, const __m512i (&sum)[R][4], float* y) {
+        FXQUANT_UNROLL for (int j = 0; j < 4; ++j) {
+            const __m512 scale = _mm512_load_ps(s.scale + j * 16);
+            FXQUANT_UNROLL for (int r = 0; r < R; ++r) {
+                float* at = y + r * kPanel + j * 16;
+                _mm512_store_ps(at, _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(sum[r][j]), _mm512_load_ps(at)));
+            }
+        }
+        asm volatile("" ::: "memory");  // y stays in memory: kept in registers from span to span it would drive out the sums
+    }
+
+    // Spans of one tile of patterns. of_codes: sums of the first one's codes, `pieces` apart from row to row.
+    template <int R, bool Affine, class Span>
+    FXQUANT_TILE void dot_spans(const Span* spans, int64_t count, const char* codes, int64_t stride, const uint8_t* tile,
+                                const int32_t* of_codes, int64_t pieces, float* y) {
+        for (int64_t i = 0; i < count; ++i) {
+            const Span& s = spans[i];
+            __m512i sum[R][4];
+            begin_sums<R, Affine>(s, of_codes + i, pieces, sum);
+            const uint8_t* b = tile + s.quad0 * kPanel * kQuad;
+            const char* a = codes + s.quad0 * kQuad;
+            const uint8_t* end = b + s.depth * kPanel * kQuad;
+            do {
+                __m512i pattern[4];
+                FXQUANT_UNROLL for (int j = 0; j < 4; ++j) pattern[j] = _mm512_load_si512(b + j * 64);
+                add_quad<R>(pattern, a, stride, sum);
+                b += kPanel * kQuad;
+                a += kQuad;
+            } while (b != end);
+            end_sums<R>(s, sum, y);
+        }
+    }
+
+    // A span that is a whole piece, from its planes.
+    template <int R, int Bits, bool Affine, class Span>
+    FXQUANT_TILE void dot_planes(const Span& s, const char* codes, int64_t stride, const uint8_t* block, const int32_t* of_codes,
+                                 int64_t pieces, float* y) {
+        __m512i sum[R][4];
+        begin_sums<R, Affine>(s, of_codes, pieces, sum);
+        for (int64_t q = 0; q < s.depth; q += 2, block += Bits * kPanel, codes += kBlock) {
+            FXQUANT_UNROLL for (int row = 0; row < Bits; ++row) __builtin_prefetch(block + kFetchAhead + row * kPanel);
+            __m512i pattern[4];
+            FXQUANT_UNROLL for (int j = 0; j < 4; ++j) pattern[j] = bits<__m512i>(patterns<U, Bits>(block, j, 0));
+            add_quad<R>(pattern, codes, stride, sum);
+            if (q + 1 == s.depth) break;
+            FXQUANT_UNROLL for (int j = 0; j < 4; ++j) pattern[j] = bits<__m512i>(patterns<U, Bits>(block, 4 + j, 0));
+            add_quad<R>(pattern, codes + kQuad, stride, sum);
+        }
+        end_sums<R>(s, sum, y);
+    }
+
     template <int R, bool Fetch>
     FXQUANT_TILE void dot_loop(const char* codes, int64_t stride, const int8_t* b, int64_t depth, int32_t* acc, bool add,
                                const int8_t* fetch) {
@@ -140,6 +217,7 @@ struct Avx512Vnni : Vectors<16> {
 };
 
 #include "products.h"
+#include "fused.h"
 #include "coded.h"
 #include "patches.h"
 

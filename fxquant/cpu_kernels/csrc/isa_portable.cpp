@@ -8,6 +8,8 @@ namespace fxquant {
 namespace {
 #include "vectors.h"
 #include "quantize.h"
+#include "functions.h"
+#include "prepare.h"
 #include "fake_quantize.h"
 #include "turn.h"
 #include "apart.h"
@@ -42,6 +44,8 @@ struct Portable : Vectors<4> {
     static constexpr int kTall = 4;
     static constexpr int kFloatTall = 4;
     static constexpr int kFloatVectors = 2;
+    static constexpr int kFused = 2;
+    static constexpr bool kScalesSums = false;
 
     static F fma(F a, F b, F c) { return a * b + c; }
     static F load_half(const void* from) {
@@ -91,6 +95,7 @@ struct Portable : Vectors<4> {
 };
 
 #include "products.h"
+#include "fused.h"
 #include "coded.h"
 #include "patches.h"
 

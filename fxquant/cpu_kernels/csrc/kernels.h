@@ -39,6 +39,26 @@ struct Scaling {
 // The scale of a granule whose largest absolute value has these bits: NaN if it holds NaN or infinity.
 constexpr float finite_or_nan(float scale, uint32_t amax) { return amax < 0x7f800000u ? scale : __builtin_nanf(""); }
 
+enum class Activation : int32_t { none, relu, gelu, gelu_tanh, silu };
+
+// What follows a product: y = activation(y) + residual, before y is rounded. residual: [rows, N] of y's type, or null.
+struct After {
+    Activation activation;
+    const void* residual;
+};
+
+// What x goes through before a product, rounded to its type: a norm over each row (weight, bias: K floats or null, whole vectors
+// readable), or activation(x) * other.
+struct Before {
+    enum class Kind : int32_t { none, rmsnorm, layernorm, gate };
+    Kind kind;
+    Activation activation;
+    const float* weight;
+    const float* bias;
+    float eps;
+    Rows other;
+};
+
 // A packed weight [N, K]. scale: N floats. bias: N floats or null. packed: see int8_layout.
 struct Weight {
     const int8_t* packed;
@@ -46,6 +66,7 @@ struct Weight {
     const float* bias;
     int64_t out_features;
     int64_t in_features;
+    After after;
 };
 
 // y[rows, N] = float(codes @ weight codes^T) * (x_scale * scale) + bias. codes: staged rows, code_stride bytes apart.
@@ -145,6 +166,7 @@ struct CodedWeight {
     const float* bias;          // likewise
     int64_t out_features;
     int64_t in_features;
+    After after;
 };
 
 // y[rows, N] = x @ value^T * tensor_scale + bias. x: float rows, x_stride floats apart, zero from K to 4 * quads(K).
@@ -229,6 +251,8 @@ struct Kernels {
     void (*quantize_staged)(const Rows& x, int64_t row0, int64_t row1, void* staged, int64_t stride, float* scale);
     void (*quantize_static)(const Rows& x, int64_t row0, int64_t row1, Scaling by, void* staged, int64_t stride, float* scale);
     void (*stage)(const int8_t* codes, int64_t width, int64_t row0, int64_t row1, void* staged, int64_t stride);
+    // Row `row` of x after `before`, in x's type, into `made`: room for whole vectors.
+    void (*prepare)(const Before& before, const Rows& x, int64_t row, void* made);
     void (*widen)(const Rows& x, int64_t row0, int64_t row1, float* wide, int64_t stride);
     void (*int8_product)(const Int8Problem& problem, const Task& task);
     void (*float_product)(const FloatProblem& problem, const Task& task);

@@ -59,35 +59,51 @@ inline char* scratch(int64_t bytes) {
     return held.at_least(bytes);
 }
 
-// Every panel of N against every row, as tasks of one panel x at most kRowBlock rows. Neighbouring tasks share a panel, so a
-// thread finds it in its L2. task(panel, row0, row1, last) may run on any thread, in any order; last: the thread's next task is
-// one of the next panel.
+// How a product is cut into tasks. No result depends on it.
+struct Blocking {
+    int64_t rows = kRowBlock;  // of a task, at most
+    bool by_rows = false;      // neighbouring tasks share rows, whose codes a thread finds in its L2; else a panel
+    bool serial = false;       // on the calling thread alone
+};
+
+// The blocking that an op's last argument asks for: see fxquant/tuning/cpu.py. 0 in a field: as if it were not there.
+inline Blocking blocking_of(int64_t config) {
+    Blocking chosen;
+    if (const int64_t rows = config >> 4 & 7; rows > 0) chosen.rows = std::min(kRowBlock, int64_t{16} << rows);
+    chosen.by_rows = config >> 7 & 1;
+    chosen.serial = config >> 8 & 1;
+    return chosen;
+}
+
+// Every panel of N against every row, as tasks of one panel x some rows. task(panel, row0, row1, last) may run on any thread,
+// in any order; last: the thread's next task is one of the next panel.
 template <class Work>
-void for_panels(int64_t out_features, int64_t in_features, int64_t rows, Work work) {
+void for_panels(int64_t out_features, int64_t in_features, int64_t rows, const Blocking& by, Work work) {
     const int64_t blocks = panels(out_features);
     if (blocks == 0 || rows == 0) return;
-    int64_t row_block = std::min(rows, kRowBlock);
+    int64_t row_block = std::min(rows, by.rows);
     const int64_t threads = torch::stable::get_num_threads();
     if (threads > 1 && blocks < 2 * threads) {  // too few blocks to share out: share rows as well, 24 or more at a time
         const int64_t wanted = (2 * threads + blocks - 1) / blocks;
         row_block = std::min(row_block, std::max<int64_t>(24, (rows + wanted - 1) / wanted));
     }
     const int64_t row_blocks = (rows + row_block - 1) / row_block;
-    const bool serial = rows * out_features * in_features < kSerialProducts;
+    const bool serial = by.serial || rows * out_features * in_features < kSerialProducts;
     split(blocks * row_blocks, serial, [&](int64_t begin, int64_t end) {
         for (int64_t task = begin; task < end; ++task) {
-            const int64_t block = task % row_blocks;
-            work(task / row_blocks, block * row_block, std::min(rows, (block + 1) * row_block),
-                 block + 1 == row_blocks && task + 1 < end);
+            const int64_t block = by.by_rows ? task / blocks : task % row_blocks;
+            const int64_t panel = by.by_rows ? task % blocks : task / row_blocks;
+            const bool last = by.by_rows ? panel + 1 < blocks : block + 1 == row_blocks;
+            work(panel, block * row_block, std::min(rows, (block + 1) * row_block), last && task + 1 < end);
         }
     });
 }
 
 // The same for a weight packed by int8_pack.
 template <class Product>
-void for_tasks(const Weight& w, int64_t rows, Product product) {
+void for_tasks(const Weight& w, int64_t rows, const Blocking& by, Product product) {
     const PanelLayout layout = int8_layout(w.out_features, w.in_features);
-    for_panels(w.out_features, w.in_features, rows, [&](int64_t panel, int64_t row0, int64_t row1, bool last) {
+    for_panels(w.out_features, w.in_features, rows, by, [&](int64_t panel, int64_t row0, int64_t row1, bool last) {
         const int8_t* next = last && layout.is_full(panel + 1) ? w.packed + layout.offset(panel + 1) : nullptr;
         product(Task{panel, next, row0, row1});
     });

@@ -7,6 +7,7 @@
 #include <optional>
 #include <tuple>
 
+#include "around.h"
 #include "kernels.h"
 #include "launch.h"
 #include "tensors.h"
@@ -16,7 +17,8 @@ namespace {
 
 // stage_rows(row0, row1, staged, x_scale) fills the staged form of rows row0 .. row1 - 1 of one pass (counted from `first`).
 template <class StageRows>
-void int8_passes(const Kernels& kernels, const Weight& w, int64_t rows, void* out, Float out_type, StageRows stage_rows) {
+void int8_passes(const Kernels& kernels, const Blocking& by, Weight w, const HeldAfter& after, int64_t rows, void* out, Float out_type,
+                 StageRows stage_rows) {
     const int64_t stride = staged_stride(w.in_features, kernels.code_bytes);
     const int64_t most = pass_rows(rows, stride);
     char* staged = scratch(most * stride + most * static_cast<int64_t>(sizeof(float)));
@@ -26,8 +28,9 @@ void int8_passes(const Kernels& kernels, const Weight& w, int64_t rows, void* ou
         split(count, count * w.in_features < kSerialElements,
               [&](int64_t begin, int64_t end) { stage_rows(first, begin, end, staged, stride, x_scale); });
         void* to = static_cast<char*>(out) + first * w.out_features * (out_type == Float::f32 ? 4 : 2);
+        w.after = after.from(first, w.out_features, out_type);
         const Int8Problem problem{staged, stride, x_scale, w, to, out_type};
-        for_tasks(w, count, [&](const Task& task) { kernels.int8_product(problem, task); });
+        for_tasks(w, count, by, [&](const Task& task) { kernels.int8_product(problem, task); });
     }
 }
 
@@ -45,41 +48,62 @@ std::tuple<Tensor, Tensor> int8_quantize_per_token(const Tensor x) {
     return {codes, scale};
 }
 
+// What an op is told to do before and after its product: see around.h.
+struct Around {
+    const std::optional<Tensor>& residual;
+    const std::string& activation;
+    const std::string& prologue;
+    const std::optional<Tensor>& by;
+    const std::optional<Tensor>& shift;
+    double eps;
+};
+
 // The linear of x, whose rows quantize_rows(kernels, rows, begin, end, staged, stride, x_scale) turns into staged codes.
 template <class QuantizeRows>
 Tensor linear_of_floats(const char* op, const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& bias,
-                        int64_t in_features, int64_t isa, QuantizeRows quantize_rows) {
+                        int64_t in_features, int64_t isa, const Around& around, QuantizeRows quantize_rows) {
     const Kernels& kernels = kernels_for(isa);
     const RowView rows = row_view(op, "x", x);
     check_width(op, rows, in_features);
     const ScalarType type = x.scalar_type();
     const Float float_in = float_type(op, "x", type);
+    const HeldBefore before(op, kernels, x, rows, float_in, around.prologue, around.by, around.shift, around.eps);
     const HeldWeight weight(op, kernels, packed, scale, bias, in_features);
     Tensor out = like_rows(x, weight.view.out_features, type);
-    int8_passes(kernels, weight.view, rows.rows, out.data_ptr(), float_in,
+    const HeldAfter after(op, out, around.residual, around.activation);
+    int8_passes(kernels, blocking_of(isa), weight.view, after, rows.rows, out.data_ptr(), float_in,
                 [&](int64_t first, int64_t begin, int64_t end, char* staged, int64_t stride, float* x_scale) {
-                    quantize_rows(kernels, rows_from(rows, float_in, first), begin, end, staged, stride, x_scale);
+                    for_prepared(kernels, before.from(first), rows_from(rows, float_in, first), begin, end,
+                                 [&](const Rows& prepared, int64_t row0, int64_t row1, int64_t at) {
+                                     quantize_rows(kernels, prepared, row0, row1, staged + at * stride, stride, x_scale + at);
+                                 });
                 });
     return out;
 }
 
 Tensor int8_linear_dynamic(const Tensor x, const Tensor packed, const Tensor scale, const std::optional<Tensor> bias,
-                           int64_t in_features, int64_t isa) {
+                           int64_t in_features, int64_t isa, const std::optional<Tensor> residual, const std::string activation,
+                           const std::string prologue, const std::optional<Tensor> by, const std::optional<Tensor> shift, double eps) {
     return linear_of_floats("int8_linear_dynamic", x, packed, scale, bias, in_features, isa,
+                            {residual, activation, prologue, by, shift, eps},
                             [](const Kernels& kernels, const Rows& rows, int64_t begin, int64_t end, char* staged, int64_t stride,
                                float* x_scale) { kernels.quantize_staged(rows, begin, end, staged, stride, x_scale); });
 }
 
 Tensor int8_linear_static(const Tensor x, const Tensor x_scale, const Tensor packed, const Tensor scale,
-                          const std::optional<Tensor> bias, int64_t in_features, int64_t isa) {
-    const Scaling by = given_scaling("int8_linear_static", x_scale);
+                          const std::optional<Tensor> bias, int64_t in_features, int64_t isa, const std::optional<Tensor> residual,
+                          const std::string activation, const std::string prologue, const std::optional<Tensor> by,
+                          const std::optional<Tensor> shift, double eps) {
+    const Scaling scaling = given_scaling("int8_linear_static", x_scale);
     return linear_of_floats("int8_linear_static", x, packed, scale, bias, in_features, isa,
-                            [by](const Kernels& kernels, const Rows& rows, int64_t begin, int64_t end, char* staged, int64_t stride,
-                                 float* to_scale) { kernels.quantize_static(rows, begin, end, by, staged, stride, to_scale); });
+                            {residual, activation, prologue, by, shift, eps},
+                            [scaling](const Kernels& kernels, const Rows& rows, int64_t begin, int64_t end, char* staged, int64_t stride,
+                                      float* to_scale) { kernels.quantize_static(rows, begin, end, scaling, staged, stride, to_scale); });
 }
 
 Tensor int8_linear(const Tensor codes, const Tensor x_scale, const Tensor packed, const Tensor scale,
-                   const std::optional<Tensor> bias, int64_t in_features, ScalarType dtype, int64_t isa) {
+                   const std::optional<Tensor> bias, int64_t in_features, ScalarType dtype, int64_t isa,
+                   const std::optional<Tensor> residual, const std::string activation) {
     const char* op = "int8_linear";
     const Kernels& kernels = kernels_for(isa);
     STD_TORCH_CHECK(codes.scalar_type() == ScalarType::Char && x_scale.scalar_type() == ScalarType::Float, "fxquant::", op,
@@ -93,9 +117,10 @@ Tensor int8_linear(const Tensor codes, const Tensor x_scale, const Tensor packed
     const HeldWeight weight(op, kernels, packed, scale, bias, in_features);
     const Float out_type = float_type(op, "dtype", dtype);
     Tensor out = like_rows(codes, weight.view.out_features, dtype);
+    const HeldAfter after(op, out, residual, activation);
     const auto* from = static_cast<const int8_t*>(packed_rows.data_ptr());
     const auto* from_scale = static_cast<const float*>(row_scale.data_ptr());
-    int8_passes(kernels, weight.view, rows.rows, out.data_ptr(), out_type,
+    int8_passes(kernels, blocking_of(isa), weight.view, after, rows.rows, out.data_ptr(), out_type,
                 [&](int64_t first, int64_t begin, int64_t end, char* staged, int64_t stride, float* to_scale) {
                     kernels.stage(from + first * in_features, in_features, begin, end, staged, stride);
                     std::memcpy(to_scale + begin, from_scale + first + begin, static_cast<size_t>(end - begin) * sizeof(float));
@@ -104,16 +129,20 @@ Tensor int8_linear(const Tensor codes, const Tensor x_scale, const Tensor packed
 }
 
 Tensor int8_linear_weight_only(const Tensor x, const Tensor packed, const Tensor scale, const std::optional<Tensor> bias,
-                               int64_t in_features, int64_t isa) {
+                               int64_t in_features, int64_t isa, const std::optional<Tensor> residual, const std::string activation,
+                               const std::string prologue, const std::optional<Tensor> by, const std::optional<Tensor> shift,
+                               double eps) {
     const char* op = "int8_linear_weight_only";
     const Kernels& kernels = kernels_for(isa);
     const RowView rows = row_view(op, "x", x);
     check_width(op, rows, in_features);
     const ScalarType type = x.scalar_type();
     const Float float_in = float_type(op, "x", type);
+    const HeldBefore before(op, kernels, x, rows, float_in, prologue, by, shift, eps);
     const HeldWeight weight(op, kernels, packed, scale, bias, in_features);
-    const Weight& w = weight.view;
+    Weight w = weight.view;
     Tensor out = like_rows(x, w.out_features, type);
+    const HeldAfter after(op, out, residual, activation);
 
     const int64_t stride = staged_stride(w.in_features, sizeof(float)) / static_cast<int64_t>(sizeof(float));
     const int64_t most = pass_rows(rows.rows, stride * static_cast<int64_t>(sizeof(float)));
@@ -121,11 +150,16 @@ Tensor int8_linear_weight_only(const Tensor x, const Tensor packed, const Tensor
     for (int64_t first = 0; first < rows.rows; first += most) {
         const int64_t count = std::min(most, rows.rows - first);
         const Rows from = rows_from(rows, float_in, first);
-        split(count, count * w.in_features < kSerialElements,
-              [&](int64_t begin, int64_t end) { kernels.widen(from, begin, end, wide, stride); });
+        split(count, count * w.in_features < kSerialElements, [&](int64_t begin, int64_t end) {
+            for_prepared(kernels, before.from(first), from, begin, end,
+                         [&](const Rows& prepared, int64_t row0, int64_t row1, int64_t at) {
+                             kernels.widen(prepared, row0, row1, wide + at * stride, stride);
+                         });
+        });
         void* to = static_cast<char*>(out.data_ptr()) + first * w.out_features * (float_in == Float::f32 ? 4 : 2);
+        w.after = after.from(first, w.out_features, float_in);
         const FloatProblem problem{wide, stride, w, to, float_in};
-        for_tasks(w, count, [&](const Task& task) { kernels.float_product(problem, task); });
+        for_tasks(w, count, blocking_of(isa), [&](const Task& task) { kernels.float_product(problem, task); });
     }
     return out;
 }

@@ -8,10 +8,11 @@ struct Columns {
     int64_t count;
     const float* scale;
     const float* bias;
+    After after;
     alignas(64) float scale_copy[kPanel];
     alignas(64) float bias_copy[kPanel];
 
-    Columns(const Weight& w, int64_t panel) : first(panel * kPanel) {
+    Columns(const Weight& w, int64_t panel) : first(panel * kPanel), after(w.after) {
         count = w.out_features - first < kPanel ? w.out_features - first : kPanel;
         scale = w.scale == nullptr ? nullptr : padded(w.scale + first, scale_copy);
         bias = w.bias == nullptr ? nullptr : padded(w.bias + first, bias_copy);
@@ -24,12 +25,28 @@ struct Columns {
     }
 };
 
-// One finished row of 64 columns: y = value(column) * factor(column) [+ bias], rounded once to T.
+// One finished row of 64 columns: y = value(column) * factor(column) [+ bias], then what `after` says, rounded once to T. at:
+// bytes from the first row's first column to this one's.
 template <class Isa, Float T, class Value, class Factor>
-inline void finish_row(const Columns& columns, Value value, Factor factor, char* out) {
+inline void finish_row(const Columns& columns, Value value, Factor factor, char* out, int64_t at) {
     constexpr int W = Isa::kWidth;
+    const After& after = columns.after;
     alignas(64) char partial[kPanel * 4];
+    out += at;
     char* to = columns.count == kPanel ? out : partial;
+    if (after.activation != Activation::none || after.residual != nullptr) {
+        alignas(64) float y[kPanel];
+        for (int64_t c = 0; c < kPanel; c += W) {
+            typename Isa::F v = value(c) * factor(c);
+            if (columns.bias != nullptr) v = v + load<typename Isa::F>(columns.bias + c);
+            store(y + c, v);
+        }
+        const auto* residual = static_cast<const char*>(after.residual);
+        follow<Isa, T>(after.activation, residual == nullptr ? nullptr : residual + at, columns.count, y);
+        for (int64_t c = 0; c < kPanel; c += W) store_float<Isa, T>(to + c * size_of(T), load<typename Isa::F>(y + c));
+        if (to == partial) std::memcpy(out, partial, columns.count * size_of(T));
+        return;
+    }
     for (int64_t c = 0; c < kPanel; c += W) {
         typename Isa::F y = value(c) * factor(c);
         if (columns.bias != nullptr) y = y + load<typename Isa::F>(columns.bias + c);
@@ -40,11 +57,16 @@ inline void finish_row(const Columns& columns, Value value, Factor factor, char*
 
 template <class Isa, class Value, class Factor>
 inline void finish(const Columns& columns, Value value, Factor factor, void* out, Float type, int64_t row, int64_t width) {
-    char* to = static_cast<char*>(out) + (row * width + columns.first) * size_of(type);
+    char* to = static_cast<char*>(out);
+    const int64_t at = (row * width + columns.first) * size_of(type);
+    if (columns.after.residual != nullptr) {  // rows far apart, which no hardware fetches ahead: those of the next group
+        const char* ahead = static_cast<const char*>(columns.after.residual) + at + Isa::kTall * width * size_of(type);
+        for (int64_t line = 0; line < kPanel * size_of(type); line += 64) __builtin_prefetch(ahead + line);
+    }
     switch (type) {
-        case Float::f32: return finish_row<Isa, Float::f32>(columns, value, factor, to);
-        case Float::bf16: return finish_row<Isa, Float::bf16>(columns, value, factor, to);
-        case Float::f16: return finish_row<Isa, Float::f16>(columns, value, factor, to);
+        case Float::f32: return finish_row<Isa, Float::f32>(columns, value, factor, to, at);
+        case Float::bf16: return finish_row<Isa, Float::bf16>(columns, value, factor, to, at);
+        case Float::f16: return finish_row<Isa, Float::f16>(columns, value, factor, to, at);
     }
 }
 
@@ -316,6 +338,7 @@ constexpr Kernels kernels_of(const char* name) {
     k.quantize_staged = quantize_staged<Isa>;
     k.quantize_static = quantize_static<Isa>;
     k.stage = stage<Isa>;
+    k.prepare = prepare<Isa>;
     k.widen = widen<Isa>;
     k.int8_product = int8_product<Isa>;
     k.float_product = float_product<Isa>;

@@ -16,6 +16,8 @@ namespace fxquant {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+constexpr int64_t kBlockings = 32;
+
 enum Isa : int64_t { kChoose = 0, kPortable = 1, kAvx2 = 2, kAvx512Vnni = 3 };
 
 inline bool cpu_has(int64_t isa) {
@@ -38,9 +40,11 @@ inline int64_t best_isa() {
     return best;
 }
 
-inline const Kernels& kernels_for(int64_t isa) {
-    STD_TORCH_CHECK(isa >= kChoose && isa <= kAvx512Vnni, "fxquant: isa is ", isa,
-                    "; known are 0 (choose), 1 (portable), 2 (AVX2) and 3 (AVX512-VNNI)");
+// Those of a configuration, the number by which an op is told how to run: the instruction set, and from bit 4 on a blocking.
+inline const Kernels& kernels_for(int64_t config) {
+    int64_t isa = config & 15;
+    STD_TORCH_CHECK(isa <= kAvx512Vnni && config >= 0 && config >> 4 < kBlockings, "fxquant: isa is ", config,
+                    "; known are 0 (choose), 1 (portable), 2 (AVX2) and 3 (AVX512-VNNI), plus 16 times a blocking below ", kBlockings);
     if (isa == kChoose) isa = best_isa();
     const Kernels* kernels = isa == kPortable ? portable_kernels() : isa == kAvx2 ? avx2_kernels() : avx512vnni_kernels();
     STD_TORCH_CHECK(kernels != nullptr && cpu_has(isa), "fxquant: isa=", isa, isa == kAvx2 ? " (AVX2)" : " (AVX512-VNNI)",

@@ -9,6 +9,7 @@
 
 // Register tiles stand alone: inlined into their callers they would share registers with these, and spill.
 #define FXQUANT_TILE __attribute__((noinline)) static
+#define FXQUANT_INLINE __attribute__((always_inline)) static inline
 
 template <int W>
 struct Vectors {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fxquant.target import KernelConfig, Problem
-from fxquant.tuning.cpu import CpuKernel, cpu_kernel_for
+from fxquant.tuning.cpu import CpuKernel, cpu_kernel_for, number_of
 from fxquant.tuning.measuring.checking import difference, first_and_last_rows
 from fxquant.tuning.plans.device import last_level_bytes
 
@@ -71,12 +71,12 @@ class CpuCase:
         self._wanted = kernel.reference((*self._rows(args),))
 
     def wrong(self, config: KernelConfig) -> str:
-        return difference(self._kernel.run(self._rows(self._copies[0]), config["isa"]), self._wanted)
+        return difference(self._kernel.run(self._rows(self._copies[0]), number_of(config)), self._wanted)
 
     def probe(self, config: KernelConfig) -> float:
         args = self._rows(self._copies[0])
         started = time.perf_counter()
-        self._kernel.run(args, config["isa"])
+        self._kernel.run(args, number_of(config))
         return time.perf_counter() - started
 
     def sample(self, config: KernelConfig) -> float:
@@ -86,7 +86,7 @@ class CpuCase:
                 args = self._copies[self._next % len(self._copies)]
                 self._next += 1
                 started = time.perf_counter()
-                self._kernel.run(args, config["isa"])
+                self._kernel.run(args, number_of(config))
                 spent += time.perf_counter() - started
                 runs += 1
         return spent / runs

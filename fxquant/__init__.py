@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fxquant.backend import QuantizingBackend, backend
 from fxquant.calibration import Calibration
+from fxquant.checkpoint import load, save
 from fxquant.compiled import CompiledModel, compile, explain, refresh, tune
 from fxquant.model import QuantizeReport, freeze, memory_footprint, quantization_map, quantize, requantize
 from fxquant.model.lora import peft_config
@@ -35,6 +36,7 @@ __all__ = [
     "compile",
     "explain",
     "freeze",
+    "load",
     "memory_footprint",
     "peft_config",
     "qfloat8",
@@ -49,5 +51,6 @@ __all__ = [
     "refresh",
     "register_module",
     "requantize",
+    "save",
     "tune",
 ]

@@ -492,3 +492,43 @@ class NothingToCompile(FxQuantError, ValueError):
         super().__init__(
             f"nothing to compile for {target}: {_sentence(reason)} `fxquant kernels list` shows the kernels."
         )
+
+
+class SaveFailed(FxQuantError, OSError):
+    """A folder that could not be written or replaced; `folder` is its path."""
+
+    def __init__(self, folder: object, reason: str) -> None:
+        self.folder = str(folder)
+        super().__init__(
+            f"cannot save to {str(folder)!r}: {_sentence(reason)} What was there before is as it was. "
+            "Give a folder of the model's own, on a disk with room for it."
+        )
+
+
+class NotStorable(FxQuantError, ValueError):
+    """Something in a model's state dict that safetensors cannot hold; `key` names it."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        self.key = key
+        super().__init__(f"{key!r} cannot be saved: {_sentence(reason)} Nothing has been written.")
+
+
+class NothingQuantized(FxQuantError, ValueError):
+    """A float model where a quantized one is needed."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what}: no module of this model is quantized. Call fxquant.quantize(model, ...) first, and freeze; "
+            "what fxquant.compile quantizes is in the compiled graph, not in the model."
+        )
+
+
+class InvalidCheckpoint(FxQuantError, ValueError):
+    """A file of a checkpoint that is damaged, hostile, or something else; `path` is the file's."""
+
+    def __init__(self, path: object, problem: str) -> None:
+        self.path = str(path)
+        super().__init__(
+            f"{str(path)!r} cannot be loaded: {_sentence(problem)} Nothing has been changed. "
+            "Save or download the folder anew; only safetensors and JSON are read."
+        )

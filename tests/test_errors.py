@@ -14,6 +14,7 @@ from fxquant.errors import (
     FxQuantError,
     GradientsNeedTraining,
     IncompleteModuleKind,
+    InvalidCheckpoint,
     InvalidOption,
     InvalidSpec,
     KernelNotCompiled,
@@ -27,6 +28,7 @@ from fxquant.errors import (
     PassFailed,
     PathRulesNeedModel,
     PatternMatchesNothing,
+    SaveFailed,
     ShapeMismatch,
     UncalibratedModules,
     UnknownFormat,
@@ -173,6 +175,18 @@ CASES = [
         PackageMissing("matplotlib", "Calibration.plot"),
         ImportError,
         "Calibration.plot needs matplotlib, which is not installed: pip install matplotlib",
+    ),
+    (
+        InvalidCheckpoint("q/model.safetensors", "it has 3 bytes, too few for a safetensors file"),
+        ValueError,
+        "'q/model.safetensors' cannot be loaded: it has 3 bytes, too few for a safetensors file. Nothing has been "
+        "changed. Save or download the folder anew; only safetensors and JSON are read.",
+    ),
+    (
+        SaveFailed("/full/q", "No space left on device"),
+        OSError,
+        "cannot save to '/full/q': No space left on device. What was there before is as it was. "
+        "Give a folder of the model's own, on a disk with room for it.",
     ),
 ]
 

@@ -27,6 +27,7 @@ NAMES = [
     "compile",
     "explain",
     "freeze",
+    "load",
     "memory_footprint",
     "peft_config",
     "qfloat8",
@@ -41,6 +42,7 @@ NAMES = [
     "refresh",
     "register_module",
     "requantize",
+    "save",
     "tune",
 ]
 

@@ -88,7 +88,7 @@ def _with_initializers(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Mo
 
 def _run(initializer: nn.Module, module: nn.Module, names: list[str], fill: int) -> dict[str, Tensor]:
     """The named tensors of a hollow copy after initialization, which found them filled with `fill`."""
-    copy = _hollow(module)
+    copy = hollow(module)
     # On the CPU whatever the user's default device is: it may be the very meta that the model was made on.
     with torch.no_grad(), torch.device("cpu"):
         for name in names:
@@ -98,7 +98,7 @@ def _run(initializer: nn.Module, module: nn.Module, names: list[str], fill: int)
     return {name: copy._buffers.get(name, copy.__dict__.get(name)) for name in names}  # type: ignore[misc]
 
 
-def _hollow(module: nn.Module) -> nn.Module:
+def hollow(module: nn.Module) -> nn.Module:
     """A copy of the module and all below it, with its tensors on meta: what is written to it is not in the model."""
     copy = object.__new__(type(module))
     copy.__dict__ = dict(module.__dict__)
@@ -107,5 +107,5 @@ def _hollow(module: nn.Module) -> nn.Module:
         for name, p in module._parameters.items()
     }
     copy._buffers = {name: None if b is None else b.to("meta") for name, b in module._buffers.items()}
-    copy._modules = {name: None if m is None else _hollow(m) for name, m in module._modules.items()}
+    copy._modules = {name: None if m is None else hollow(m) for name, m in module._modules.items()}
     return copy

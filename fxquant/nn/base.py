@@ -208,14 +208,19 @@ class QModule(nn.Module):
 
     def hold(self, name: str, weight: QuantizedTensor) -> None:
         """Make these codes the frozen weight of that name, in the layout of the kernels that read it."""
-        form = forms.form_of(
-            weight.spec,
-            weight.shape,
+        form = self._form(name, weight.spec, weight.shape, weight.codes.device)
+        self._hold(name, form, forms.pack(weight, form))
+
+    def _form(self, name: str, spec: TensorSpec, shape: tuple[int, int], device: torch.device) -> Form:
+        return forms.form_of(
+            spec,
+            shape,
             on_kernels=self.has_kernels(name),
             on_int8_kernels=self.has_int8_kernels(name),
-            on_device=self._layout_on(weight.codes.device, name, weight.spec, weight.shape),
+            on_device=self._layout_on(device, name, spec, shape),
         )
-        parts = forms.pack(weight, form)
+
+    def _hold(self, name: str, form: Form, parts: tuple[Tensor | None, ...]) -> None:
         was_float = self._parameters.pop(name, None)
         for part, tensor in zip(PARTS, parts, strict=True):
             # An absent part is no non-persistent buffer: accelerate moves those by name, and looks at their device.
@@ -296,7 +301,7 @@ class QModule(nn.Module):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name, form in self._forms.items():
-            stored = forms.to_storage(forms.unpack(self.parts(name), form))
+            stored = forms.stored(self.parts(name), form)
             destination.update({f"{prefix}{name}_{part}": tensor for part, tensor in stored.items()})
 
     def _load_from_state_dict(
@@ -331,13 +336,14 @@ class QModule(nn.Module):
         rows, columns = self.matrix_shape(name)
         device, spec = self._device(), TensorSpec.parse(self._weight_spec)
         try:
-            on_device = {part: _copied(t, device) for part, t in stored.items()}
-            weight = forms.from_storage(on_device, spec, columns)
-            if weight.shape != (rows, columns):
-                raise ValueError(f"codes of {weight.shape}, the module's weight is {(rows, columns)}")
+            if "codes" in stored and len(stored["codes"]) != rows:
+                raise ValueError(f"codes of {len(stored['codes'])} rows, the module's weight is {(rows, columns)}")
+            here = {part: t if t.device == device else _copied(t, device) for part, t in stored.items()}
+            form = self._form(name, spec, (rows, columns), device)
+            parts = forms.resident(here, form)
             self._remember_dtype()
-            self.hold(name, weight)
-        except (KeyError, RuntimeError, ValueError) as error:
+            self._hold(name, form, parts)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
             errors.append(f"{prefix}{name}: not the codes of {spec}: {error}")
 
     def matrix_names(self) -> tuple[str, ...]:

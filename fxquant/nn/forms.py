@@ -6,8 +6,8 @@ do not depend on the device. Both directions are O(n).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -25,7 +25,9 @@ PARTS = ("codes", "scale", "zero_point", "tensor_scale")
 # What a state dict holds of it: the parts that it has, and its spec as text, in bytes.
 STORED = (*PARTS, "spec")
 _STORED_LAYOUTS = ("rows", "blocks")
+_PANEL_LAYOUTS = ("int8", "panels")
 ON_DEVICES = ("tiles", "blocks")  # what Triton kernels read
+_LONGEST_TEXT = 256  # of a spec
 
 
 class Form(NamedTuple):
@@ -93,20 +95,15 @@ def unpack(parts: tuple[Tensor | None, ...], form: Form) -> QuantizedTensor:
     spec = form.parsed
     assert codes is not None
     assert scale is not None
-    scale, zero_point = read(scale, form), None if zero_point is None else read(zero_point, form)
     if form.layout == "int8":
         codes = _FXQUANT.int8_unpack(codes, form.rows, form.columns)
     elif form.layout in _STORED_LAYOUTS:
         codes = _FXQUANT.unpack_rows(codes, form.spec, form.columns)
     elif form.layout == "tiles":
         codes = _FXQUANT.untile_codes(codes, form.columns, form.spec)
-        scale = _of_granularity(transposed(scale), spec)
-        zero_point = None if zero_point is None else _of_granularity(transposed(zero_point), spec)
     else:
         codes = _FXQUANT.unpack_panels(codes, form.rows, form.columns, form.spec)
-        scale = _of_granularity(numerics.unpack_granules(scale, spec, form.rows, form.columns), spec)
-        if zero_point is not None:
-            zero_point = _of_granularity(numerics.unpack_granules(zero_point, spec, form.rows, form.columns), spec)
+    scale, zero_point = _numbers_read(scale, form), None if zero_point is None else _numbers_read(zero_point, form)
     return QuantizedTensor(spec, codes, scale, zero_point, tensor_scale)
 
 
@@ -127,25 +124,85 @@ def decoded(parts: tuple[Tensor | None, ...], form: Form, dtype: torch.dtype) ->
 def to_storage(weight: QuantizedTensor) -> dict[str, Tensor]:
     """By part: codes as uint8 rows [N, ceil(K * bits / 8)], the spec as uint8 text, the rest of `QuantizedTensor`."""
     text = str(weight.spec)
-    spec = torch.tensor(list(text.encode()), dtype=torch.uint8, device="cpu")  # whatever the default is
-    parts = (_FXQUANT.pack_rows(weight.codes, text), weight.scale, weight.zero_point, weight.tensor_scale, spec)
+    numbers = (weight.scale, weight.zero_point, weight.tensor_scale)
+    parts = (_FXQUANT.pack_rows(weight.codes, text), *numbers, _text_as_bytes(text))
     return {part: t for part, t in zip(STORED, parts, strict=True) if t is not None}
+
+
+def stored_numbers(parts: tuple[Tensor | None, ...], form: Form) -> dict[str, Tensor]:
+    """By part, what a state dict holds of a resident weight besides its codes."""
+    _, scale, zero_point, tensor_scale = parts
+    assert scale is not None
+    scale, zero_point = _numbers_read(scale, form), None if zero_point is None else _numbers_read(zero_point, form)
+    numbers = (None, scale, zero_point, tensor_scale, _text_as_bytes(form.spec))
+    return {part: t for part, t in zip(STORED, numbers, strict=True) if t is not None}
+
+
+def stored_codes(parts: tuple[Tensor | None, ...], form: Form) -> Iterator[Tensor]:
+    """The codes of a resident weight as a state dict holds them, uint8 rows, some at a time: little memory is taken."""
+    codes = parts[0]
+    assert codes is not None
+    if form.layout in _STORED_LAYOUTS:
+        yield codes
+    elif form.layout in _PANEL_LAYOUTS and codes.device.type == "cpu":
+        yield from numerics.rows_of_packed(codes, (form.rows, form.columns), form.parsed, form.layout)
+    else:
+        yield _FXQUANT.pack_rows(unpack(parts, form).codes, form.spec)
+
+
+def stored(parts: tuple[Tensor | None, ...], form: Form) -> dict[str, Tensor]:
+    """By part, all that a state dict holds of a resident weight, in memory of its own."""
+    codes = list(stored_codes(parts, form))
+    rows = codes[0].clone() if len(codes) == 1 else torch.cat(codes)
+    return {"codes": rows, **stored_numbers(parts, form)}
+
+
+def resident(stored: Mapping[str, Tensor], form: Form) -> tuple[Tensor | None, ...]:
+    """The resident tensors of what a state dict holds, in memory of their own; the inverse of `stored`.
+
+    Raises `ShapeMismatch` where parts, shapes or dtypes are not those of the form's spec.
+    """
+    spec, on_cpu = form.parsed, stored["codes"].device.type == "cpu"
+    scale, zero_point, tensor_scale = _checked_numbers(stored, spec, form.columns)
+    if form.layout in _STORED_LAYOUTS:
+        codes = stored["codes"].clone()
+    elif form.layout in _PANEL_LAYOUTS and on_cpu:
+        codes = numerics.packed_of_rows(stored["codes"], form.columns, spec, form.layout)
+    else:
+        codes = _copy(_FXQUANT.unpack_rows(stored["codes"], form.spec, form.columns))
+        return pack(QuantizedTensor(spec, codes, _copy(scale), _copy(zero_point), _copy(tensor_scale)), form)
+    if form.layout == "panels":
+        scale = _FXQUANT.pack_granules(scale, form.spec, form.rows, form.columns)
+        if zero_point is not None:
+            zero_point = _FXQUANT.pack_granules(zero_point, form.spec, form.rows, form.columns)
+    held = None if zero_point is None else _copy(_as_held(zero_point))
+    return codes, _copy(_as_held(scale)), held, _copy(tensor_scale)
 
 
 def from_storage(stored: Mapping[str, Tensor], spec: TensorSpec, columns: int) -> QuantizedTensor:
     """The inverse of `to_storage`. Raises `ShapeMismatch` where parts, shapes or dtypes are not those of the spec."""
+    numbers = _checked_numbers(stored, spec, columns)
+    return QuantizedTensor(spec, _FXQUANT.unpack_rows(stored["codes"], str(spec), columns), *numbers)
+
+
+def _checked_numbers(
+    stored: Mapping[str, Tensor], spec: TensorSpec, columns: int
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Scale, zero point and the tensor's scale, if all parts fit together; else raises `ShapeMismatch`."""
     where, wanted = "codes of a state dict", stored_parts(spec)
     if sorted(stored) != sorted(wanted):
         raise ShapeMismatch(where, f"the parts {', '.join(stored)}", f"{', '.join(wanted)} for {spec}")
-    told = bytes(stored["spec"].tolist()).decode()
-    if told != str(spec):
-        raise ShapeMismatch(where, f"codes of {told}", str(spec))
+    told, text = stored["spec"], str(spec).encode()
+    is_text = told.dtype is torch.uint8 and told.dim() == 1 and told.numel() < _LONGEST_TEXT
+    if not is_text or bytes(told.tolist()) != text:
+        met = bytes(told.tolist()).decode(errors="replace") if is_text else f"{told.dtype} {list(told.shape)}"
+        raise ShapeMismatch(where, f"codes of {met}", str(spec))
     rows, scale = stored["codes"], stored["scale"]
     if spec.scale_dtype.itemsize == 1 and scale.dtype in (torch.uint8, spec.scale_dtype):
         scale = scale.view(held_dtype(spec.scale_dtype, scale.device))  # saved from another kind of device
     numbers = scale, stored.get("zero_point"), stored.get("tensor_scale")
     check_table("fxquant.nn", rows, *numbers, columns, str(spec), torch.float32)
-    return QuantizedTensor(spec, _FXQUANT.unpack_rows(rows, str(spec), columns), *numbers)
+    return numbers
 
 
 def stored_parts(spec: TensorSpec) -> list[str]:
@@ -163,6 +220,36 @@ def transposed(t: Tensor) -> Tensor:
     """[granules, N] -> [N, granules], also of the dtypes of one byte that torch can't copy."""
     raw = t.view(torch.uint8) if t.dtype.itemsize == 1 else t
     return raw.t().contiguous().view(t.dtype)
+
+
+def _numbers_read(held: Tensor, form: Form) -> Tensor:
+    """Held scales (zero points, shifts) in the shape of the spec's granularity."""
+    numbers, spec = read(held, form), form.parsed
+    if form.layout == "tiles":
+        return _of_granularity(transposed(numbers), spec)
+    if form.layout == "panels":
+        return _of_granularity(numerics.unpack_granules(numbers, spec, form.rows, form.columns), spec)
+    return numbers
+
+
+@overload
+def _copy(t: Tensor) -> Tensor: ...
+
+
+@overload
+def _copy(t: None) -> None: ...
+
+
+def _copy(t: Tensor | None) -> Tensor | None:
+    """A copy, also of dtypes of one byte that torch can't copy."""
+    if t is None:
+        return None
+    raw = t.view(torch.uint8) if t.dtype.itemsize == 1 else t
+    return raw.clone(memory_format=torch.contiguous_format).view(t.dtype)
+
+
+def _text_as_bytes(text: str) -> Tensor:
+    return torch.tensor(list(text.encode()), dtype=torch.uint8, device="cpu")  # whatever the default is
 
 
 def _as_held(t: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from fxquant.numerics.scales import (
     symmetric_scales,
 )
 from fxquant.numerics.small_floats import code_values, small_float_bits
+from fxquant.numerics.stored_rows import packed_of_rows, rows_of_packed
 
 __all__ = [
     "MAX_IN_FEATURES",
@@ -59,9 +60,11 @@ __all__ = [
     "pack_int8",
     "pack_panels",
     "packed_bytes",
+    "packed_of_rows",
     "packed_shape",
     "panel_shape",
     "rounded_by",
+    "rows_of_packed",
     "rows_spec",
     "scale_and_factor",
     "shift_scales",

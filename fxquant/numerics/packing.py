@@ -23,7 +23,7 @@ _SUM_BYTES = 4
 def packed_shape(out_features: int, in_features: int) -> list[int]:
     """Shape of the packed form of codes [out_features, in_features]; works on symbolic sizes."""
     full = full_features(out_features, in_features, QUAD)
-    return [full * _full_row_bytes(in_features) + (out_features - full) * in_features]
+    return [full * full_row_bytes(in_features) + (out_features - full) * in_features]
 
 
 def pack_int8(codes: Tensor) -> Tensor:
@@ -43,13 +43,13 @@ def unpack_int8(packed: Tensor, out_features: int, in_features: int) -> Tensor:
     """The inverse of `pack_int8`: int8 codes [out_features, in_features], in memory of their own."""
     full = full_features(out_features, in_features, QUAD)
     padded, panels = in_features + -in_features % QUAD, full // PANEL
-    body, rows = packed.split([full * _full_row_bytes(in_features), (out_features - full) * in_features])
-    quads = body.view(panels, PANEL * _full_row_bytes(in_features))[:, : PANEL * padded]
+    body, rows = packed.split([full * full_row_bytes(in_features), (out_features - full) * in_features])
+    quads = body.view(panels, PANEL * full_row_bytes(in_features))[:, : PANEL * padded]
     codes = quads.reshape(panels, padded // QUAD, PANEL, QUAD).transpose(1, 2).reshape(full, padded)
     return torch.cat([codes[:, :in_features], rows.view(out_features - full, in_features)])
 
 
-def _full_row_bytes(in_features: int) -> int:
+def full_row_bytes(in_features: int) -> int:
     """What one feature takes in a full panel."""
     return in_features + -in_features % QUAD + (_SUM_BYTES if _stores_sums(in_features) else 0)
 

@@ -1,0 +1,188 @@
+"""Speed and memory of fxquant.save and fxquant.load, against safetensors alone on the same bytes, in turn.
+
+    python -m benchmarks.saving [--config int8wo] [--megabytes 1000] [--rounds 3] [--folder /tmp]
+
+safetensors' save writes tensors that are packed already and waits for the disk as ours does; its load copies the mapped
+tensors, since reading nothing takes no time. Peak memory is RssAnon above its value before, of a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import fxquant
+
+WIDTH, HIDDEN = 4096, 8192
+
+
+def layer_count(config: str, megabytes: int) -> int:
+    """How many layers take so much memory."""
+    return max(1, round(megabytes * 1e6 / fxquant.memory_footprint(_layer(config))))
+
+
+def skeleton(layers: int) -> nn.Module:
+    """The float model."""
+    return nn.Sequential(*[nn.Linear(WIDTH, HIDDEN, bias=False) for _ in range(layers)])
+
+
+def quantized(config: str, layers: int) -> nn.Module:
+    """The quantized one, made without its float weights: its layers have the same values, in memory of their own."""
+    one = _layer(config)
+    return nn.Sequential(*[deepcopy(one) for _ in range(layers)])
+
+
+def _layer(config: str) -> nn.Module:
+    torch.manual_seed(0)
+    layer = nn.Linear(WIDTH, HIDDEN, bias=False)
+    fxquant.quantize(layer, config)
+    fxquant.freeze(layer)
+    return layer
+
+
+def speeds(config: str, megabytes: int, rounds: int, folder: Path) -> dict[str, Any]:
+    """Best seconds of each, by the clock and of work, and ratios of the best: safetensors' seconds over ours."""
+    layers = layer_count(config, megabytes)
+    model = quantized(config, layers)
+    fxquant.save(quantized(config, 1), folder / "small")
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    total = sum(tensor.nbytes for tensor in state.values())
+    ours, theirs = folder / "ours", folder / "theirs"
+    theirs.mkdir()
+    seconds: dict[str, list[tuple[float, float]]] = {
+        name: [] for name in ("save", "theirs_save", "load", "theirs_load")
+    }
+
+    def save_theirs() -> None:
+        path = theirs / "model.safetensors"
+        save_file(state, path)
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+    for _ in range(rounds):
+        shutil.rmtree(ours, ignore_errors=True)
+        (theirs / "model.safetensors").unlink(missing_ok=True)
+        seconds["theirs_save"].append(_timed(save_theirs))
+        seconds["save"].append(_timed(lambda: fxquant.save(model, ours)))
+    for _ in range(rounds):
+        seconds["theirs_load"].append(_in_a_process(f"s.load_theirs(P({str(theirs)!r}))"))
+        seconds["load"].append(_in_a_process(f"s.load_ours(P({str(ours)!r}), {layers})"))
+    best = {name: min(wall for wall, _ in times) for name, times in seconds.items()}
+    work = {name: min(cpu for _, cpu in times) for name, times in seconds.items()}
+    return {
+        "config": config,
+        "bytes": total,
+        "threads": torch.get_num_threads(),
+        "seconds": best,
+        "cpu_seconds": work,
+        "save_ratio": best["theirs_save"] / best["save"],
+        "load_ratio": best["theirs_load"] / best["load"],
+        "save_cpu_ratio": work["theirs_save"] / work["save"],
+        "load_cpu_ratio": work["theirs_load"] / work["load"],
+    }
+
+
+def load_theirs(folder: Path) -> tuple[float, float]:
+    """Seconds of a first load by safetensors, copied from the mapped file."""
+    return _timed(lambda: {key: tensor.clone() for key, tensor in load_file(folder / "model.safetensors").items()})
+
+
+def load_ours(folder: Path, layers: int) -> tuple[float, float]:
+    """Seconds of a load by fxquant, the first of a real model."""
+    fxquant.load(folder.parent / "small", factory=lambda: skeleton(1))  # what a first load makes once
+    return _timed(lambda: fxquant.load(folder, factory=lambda: skeleton(layers)))
+
+
+def _in_a_process(expression: str) -> Any:
+    """What an expression gives in a fresh process, whose memory nobody has touched before; `s` is this module."""
+    imports = "import json; from pathlib import Path as P; from benchmarks import saving as s"
+    code = f"{imports}; print(json.dumps({expression}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _timed(act: Callable[[], object]) -> tuple[float, float]:
+    """Seconds by the clock, and of work."""
+    start, worked = time.perf_counter(), time.process_time()
+    kept = act()
+    taken = time.perf_counter() - start, time.process_time() - worked
+    del kept
+    return taken
+
+
+def rss_anon() -> int:
+    """Bytes of memory of this process that no file stands behind."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+
+def peak_of(act: Callable[[], object]) -> tuple[int, object]:
+    """The most RssAnon above its value before, looked at every millisecond, and what the act gave."""
+    before, most, done = rss_anon(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not done.is_set():
+            most = max(most, rss_anon())
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        kept = act()
+    finally:
+        done.set()
+        thread.join()
+    return max(most, rss_anon()) - before, kept
+
+
+def load_peak(folder: Path, layers: int) -> dict[str, Any]:
+    """Peak memory of a load, and what the issue allows it: quantized size, a tenth of it, the largest tensor."""
+    fxquant.load(folder.parent / "small", factory=lambda: skeleton(1))  # what a first load makes once
+    peak, model = peak_of(lambda: fxquant.load(folder, factory=lambda: skeleton(layers)))
+    assert isinstance(model, nn.Module)
+    size = fxquant.memory_footprint(model)
+    largest = max(buffer.nbytes for buffer in model.buffers())
+    return {"peak": peak, "size": size, "largest": largest, "allowed": round(1.1 * size) + largest}
+
+
+def memory(config: str, megabytes: int, folder: Path) -> dict[str, Any]:
+    """`load_peak` in a process of its own."""
+    layers = layer_count(config, megabytes)
+    fxquant.save(quantized(config, layers), folder / "ours")
+    fxquant.save(quantized(config, 1), folder / "small")
+    return _in_a_process(f"s.load_peak(P({str(folder / 'ours')!r}), {layers})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="int8wo")
+    parser.add_argument("--megabytes", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", default=None)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=given.folder) as name:
+        found = speeds(given.config, given.megabytes, given.rounds, Path(name) / "speed")
+        shutil.rmtree(Path(name) / "speed")
+        found["memory"] = memory(given.config, given.megabytes, Path(name) / "memory")
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -17,6 +17,7 @@ SCRIPTS = (
     "peers.kernels",
     "peers.models",
     "peers.overhead",
+    "peers.sizes",
     "peers.eager",
 )
 # Parts of the same and other questions; `--all` runs them too.
@@ -42,14 +43,19 @@ def options_of(name: str, quick: bool) -> list[str]:
 
 def main(chosen: argparse.Namespace) -> int:
     RESULTS.mkdir(parents=True, exist_ok=True)
-    failed = []
+    failed, begun = [], time.perf_counter()
     for name in chosen.only or (SCRIPTS + MORE if chosen.all else SCRIPTS):
         started = time.perf_counter()
+        if name.startswith("peers."):  # the page says what is missing, and shows nothing old in its place
+            (RESULTS / f"{name}.json").unlink(missing_ok=True)
         done = subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *options_of(name, chosen.quick)])
         sys.stdout.write(f"{name}: {time.perf_counter() - started:.0f} s\n\n")
         sys.stdout.flush()
         if done.returncode:
             failed.append(name)
+    if any(name.startswith("peers.") for name in chosen.only or SCRIPTS):
+        subprocess.run([sys.executable, "-m", "benchmarks.peers.page"], check=True)
+    sys.stdout.write(f"all: {(time.perf_counter() - begun) / 60:.1f} minutes\n")
     if failed:
         sys.stdout.write(f"demands that do not hold, or a script that ended early: {', '.join(failed)}\n")
     return 1 if failed else 0

@@ -37,13 +37,17 @@ class Check:
 
 @dataclass
 class Outcome:
-    """What one script found. ``rows`` is the printed table: a dict a row, the same keys in each."""
+    """What one script found.
+
+    ``rows`` is the printed table: a dict a row, the same keys in each. ``notes`` say what was left out, and why.
+    """
 
     name: str
     title: str
     rows: list[dict[str, str]] = field(default_factory=list)
     figures: list[dict[str, Any]] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
 
     def add(self, row: dict[str, str], **figures: Any) -> None:
@@ -87,6 +91,8 @@ def finish(outcome: Outcome, chosen: argparse.Namespace) -> int:
     rows = [{"must hold": c.what, "measured": c.value, "demand": c.demand, "": _word(c)} for c in outcome.checks]
     if rows:
         console.print(_table("", rows))
+    for note in outcome.notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     chosen.results.mkdir(parents=True, exist_ok=True)
     path = chosen.results / f"{outcome.name}.json"
     path.write_text(json.dumps(_as_json(outcome, chosen), indent=1) + "\n", encoding="utf-8")
@@ -180,5 +186,6 @@ def _as_json(outcome: Outcome, chosen: argparse.Namespace) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - outcome.started, 1),
         "rows": outcome.rows,
         "checks": [asdict(check) for check in outcome.checks],
+        "notes": outcome.notes,
         "figures": outcome.figures,
     }

@@ -44,6 +44,8 @@ def section(data: Mapping[str, Any]) -> str:
     if data["checks"]:
         checks = [[c["what"], c["value"], c["demand"], "ok" if c["ok"] else "**fails**"] for c in data["checks"]]
         parts.append(markdown(["must hold", "measured", "demand", ""], checks))
+    if data.get("notes"):
+        parts.append("\n".join(f"- {note}" for note in data["notes"]))
     return "\n\n".join(parts)
 
 
@@ -72,9 +74,11 @@ def kernel_section(data: Mapping[str, Any]) -> str:
 
 
 def tables(folder: Path) -> str:
-    """All results in the folder."""
+    """All results in the folder but those beside other tools, which have a page of their own (peers/page.py)."""
     sections = []
     for path in sorted(folder.glob("*.json")):
+        if path.name.startswith("peers."):
+            continue
         data = json.loads(path.read_text(encoding="utf-8"))
         sections.append(section(data) if "rows" in data else kernel_section(data))
     return "\n\n".join(sections) or "No results yet: `make bench` writes them."

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from benchmarks.harness import Outcome, judged_by
-from benchmarks.peers.ours import FLOAT
+from benchmarks.peers.ours import FLOAT, OURS
 
 Found = Mapping[str, Any]
 INT8, INT4 = "fxquant int8dq", ("fxquant int4dq", "fxquant int4wo")
@@ -20,7 +20,7 @@ FLOORS_INT8 = {
     "smollm2-prefill": 2.2,
 }
 FLOORS_INT4 = {"decoder-1": 4.5, "smollm2-step": 3.5}
-# Models where the best peer of equal or less error has to be beaten, and by how much.
+# Models where the best peer has to be beaten, and by how much.
 BEST_PEER = {"decoder-1": 1.05, "decoder-128": 1.05, "decoder-1024": 1.05}
 PEERS = ("OpenVINO", "ONNX Runtime", "torchao")
 # Errors this near are equal: they move with the inputs.
@@ -33,43 +33,48 @@ def check(outcome: Outcome, results: Mapping[tuple[str, int], Found]) -> None:
         figure = judged_by(threads)
         times = {name: one[figure] for name, one in found["tools"].items() if "median" in one}
         where = f"{found['name']}, {threads} thread(s)"
-        if FLOAT in times and INT8 in times and key in FLOORS_INT8:
-            outcome.at_least(f"{where}: int8dq, of float", times[FLOAT] / times[INT8], FLOORS_INT8[key])
-        four = min((times[name] for name in INT4 if name in times), default=None)
-        if four and FLOAT in times and key in FLOORS_INT4:
-            outcome.at_least(f"{where}: int4, of float", times[FLOAT] / four, FLOORS_INT4[key])
+        four = min((name for name in INT4 if name in times), key=times.__getitem__, default="")
+        for ours, floors in ((INT8, FLOORS_INT8), (four, FLOORS_INT4)):
+            if FLOAT in times and ours in times and key in floors:
+                outcome.at_least(f"{where}: {_named(found, ours)}, of float", times[FLOAT] / times[ours], floors[key])
         if key in BEST_PEER:
             _beats_peers(outcome, where, found, times, BEST_PEER[key])
         if key.startswith("smollm2"):
-            _beats_llama_cpp(outcome, where, key, times, four)
+            _beats_llama_cpp(outcome, where, found, times, four)
+
+
+def _named(found: Found, name: str) -> str:
+    return f"{name} (error {found['tools'][name]['error']:.3g})"
 
 
 def _beats_peers(outcome: Outcome, where: str, found: Found, times: Mapping[str, float], floor: float) -> None:
-    """Held against every recipe of ours: the quickest of those whose error is no larger than the peer's."""
+    """Each peer against the quickest of our recipes whose error is at most the peer's."""
     tools = found["tools"]
-    for group in PEERS:
-        for peer in (name for name in times if name.startswith(group)):
-            good = [
-                times[name]
-                for name in (INT8, *INT4)
-                if name in times and tools[name]["error"] <= SAME_ERROR * tools[peer]["error"]
-            ]
-            what = f"{where}: at equal or less error, of {peer}"
-            if good:
-                outcome.at_least(what, times[peer] / min(good), floor)
-            else:
-                outcome.demand(what, False, f"its error is less: {tools[peer]['error']:.4f}", f">= {floor}x")
+    ours = [name for name in OURS if name in times]
+    for peer in (name for group in PEERS for name in times if name.startswith(group)):
+        good = [name for name in ours if tools[name]["error"] <= SAME_ERROR * tools[peer]["error"]]
+        if good:
+            best = min(good, key=times.__getitem__)
+            what = f"{where}: {_named(found, best)}, of {_named(found, peer)}: our quickest of no more error"
+            outcome.at_least(what, times[peer] / times[best], floor)
+        elif ours:
+            nearest = min(ours, key=lambda name: tools[name]["error"])
+            met = f"none; {_named(found, nearest)}: {times[peer] / times[nearest]:.2f}x"
+            what = f"{where}: a recipe of ours of no more error, of {_named(found, peer)}"
+            outcome.demand(what, False, met, f">= {floor}x")
 
 
-def _beats_llama_cpp(outcome: Outcome, where: str, key: str, times: Mapping[str, float], four: float | None) -> None:
-    q8, q4 = (times.get(f"llama.cpp {kind}") for kind in ("Q8_0", "Q4_0"))
-    if key == "smollm2-step":
-        if q8 and INT8 in times:
-            outcome.at_least(f"{where}: int8dq, of llama.cpp Q8_0", q8 / times[INT8], 1.1)
-        if q4 and four:
-            outcome.at_least(f"{where}: int4, of llama.cpp Q4_0", q4 / four, 1.1)
-    elif q8 and q4 and INT8 in times:
-        outcome.at_least(f"{where}: int8dq, of llama.cpp's best", min(q8, q4) / times[INT8], 1.5)
+def _beats_llama_cpp(outcome: Outcome, where: str, found: Found, times: Mapping[str, float], four: str | None) -> None:
+    """A step: 8 bits beside 8, 4 beside 4; prefill: int8dq beside the quicker of the two."""
+    q8, q4 = (f"llama.cpp {kind}" for kind in ("Q8_0", "Q4_0"))
+    pairs, floor = [(INT8, q8), (four, q4)], 1.1
+    if found["key"] != "smollm2-step":
+        both = [name for name in (q8, q4) if name in times]
+        pairs, floor = [(INT8, min(both, key=times.__getitem__, default=""))], 1.5
+    for ours, peer in pairs:
+        if ours in times and peer in times:
+            what = f"{where}: {_named(found, ours)}, of {_named(found, peer)}"
+            outcome.at_least(what, times[peer] / times[ours], floor)
 
 
 def skipped(results: Mapping[tuple[str, int], Found]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from torch import nn
 
 import fxquant
 from benchmarks.harness import Error, Outcome, WrongAnswer, arguments, finish, judged_by, milliseconds, progress
+from benchmarks.peers.ours import with_kernels
 from benchmarks.timing import paired, ratio
 
 ROWS = (1, 16, 128, 1024)
@@ -43,6 +44,7 @@ def measure(outcome: Outcome, linear: nn.Linear, preset: str, threads: int, seco
 
 
 def main(chosen: argparse.Namespace) -> int:
+    with_kernels()
     outcome = Outcome("peers.eager", "Frozen Linear in plain eager beside float eager")
     torch.manual_seed(0)
     linears = [nn.Linear(size, size) for size in (SIZES[:1] if chosen.quick else SIZES)]

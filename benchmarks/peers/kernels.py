@@ -21,17 +21,18 @@ from benchmarks.harness import Error, Outcome, WrongAnswer, arguments, finish, j
 from benchmarks.peers import exported, limits, plots, torch_tools
 from benchmarks.peers.absent import Absent
 from benchmarks.peers.eager import PRESETS
-from benchmarks.peers.ours import FLOAT, plain
+from benchmarks.peers.ours import FLOAT, plain, with_kernels
 from benchmarks.peers.subjects import Subject
 from benchmarks.timing import Stats, paired, ratio
 
 SIZE = 4096
 ROWS = linear_kernels.ROWS
-PEER_ROWS = (1, 64, 1024)
+PEER_ROWS = (1, 1024)
 BYTES = {"int8dq": 1.0, "int8wo": 1.0, "int4dq": 0.5625, "int4wo": 0.523}  # a weight, its share of scales included
 MEMORY = 256 * 2**20
 SHARE_OF_READS = {"int8wo": 0.8, "int4wo": 0.7}
 SHARE_OF_PEAK = 0.7
+ROUNDED = 0.03  # of float's answer: oneDNN's, in 8 bits
 INT4WO_FLOORS = {1: 4.5, 1024: 0.95}
 
 
@@ -50,18 +51,18 @@ def _check(what: str, got: Tensor, want: Tensor, limit: float) -> None:
 
 def beside_onednn(outcome: Outcome, linear: nn.Linear, threads: int, seconds: float) -> list[plots.Point]:
     """Every preset at every number of rows, with oneDNN's product and, at 1024 rows, the dpbusd loop."""
-    modules = {preset: frozen(linear, preset) for preset in PRESETS}
+    modules = {preset: frozen(linear, preset) for preset in PRESETS if preset.startswith("int4")}
     points = []
     for rows in ROWS:
         progress(f"kernels, {rows} rows, {threads} thread(s)")
         case = linear_kernels.make_case(SIZE, rows)
-        want = linear(case.x)
-        for preset, module in modules.items():
-            _check(f"{preset}, {rows} rows", module(case.x), want, PRESETS[preset])
-        fns: dict[str, Callable[[], object]] = {"float": partial(linear, case.x)}
-        fns |= {preset: partial(module, case.x) for preset, module in modules.items()}
-        if torch.cpu.get_capabilities().get("avx512_vnni"):
-            fns["onednn"] = linear_kernels.onednn(case)["onednn"]
+        want, grouped = nn.functional.linear(case.x, case.weight), linear(case.x)
+        calls = linear_kernels.candidates(case)  # float, int8 and oneDNN as bare calls of the op
+        calls.pop("onednn bare", None)
+        calls |= {preset: partial(module, case.x) for preset, module in modules.items()}
+        for name, call in calls.items():
+            _check(f"{name}, {rows} rows", call(), grouped if name in modules else want, PRESETS.get(name, ROUNDED))
+        fns: dict[str, Callable[[], object]] = {**calls}
         if rows == max(ROWS):
             fns |= _loop(rows, threads)
         stats = paired(fns, seconds=seconds, min_rounds=5)
@@ -132,6 +133,7 @@ def _weights(modules: Iterable[nn.Module]) -> Iterable[Tensor]:
 def peers(linear: nn.Linear, seconds: float) -> tuple[list[plots.Point], list[str]]:
     """Other tools' whole linear on one thread; which of them were not to be had, and why."""
     tools = {FLOAT: plain, **exported.TOOLS, **torch_tools.TOOLS}
+    del tools["torchao int8wo"]  # half a minute of max-autotune, for twice float's time at one row
     points, missing = [], dict[str, str]()
     for rows in PEER_ROWS:
         model = nn.Sequential(linear)
@@ -154,6 +156,7 @@ def peers(linear: nn.Linear, seconds: float) -> tuple[list[plots.Point], list[st
 
 @torch.no_grad()
 def main(chosen: argparse.Namespace) -> int:
+    with_kernels()
     torch.manual_seed(0)
     outcome = Outcome("peers.kernels", f"One linear {SIZE} x {SIZE} beside oneDNN and the machine's limits")
     linear = nn.Linear(SIZE, SIZE, bias=False).requires_grad_(False)
@@ -167,10 +170,11 @@ def main(chosen: argparse.Namespace) -> int:
         if threads == chosen.threads[0]:
             drawn, speed = points, max(reads)
     torch.set_num_threads(1)
-    status = finish(outcome, chosen)
     others, missing = peers(linear, seconds / 2) if chosen.threads[0] == 1 else ([], [])
-    for line in missing:
-        sys.stdout.write(f"skipped: {line}\n")
+    outcome.notes.extend(f"skipped: {line}" for line in missing)
+    outcome.notes.extend(f"{p.tool}, {p.rows} rows: {p.gops:.1f} GOPS" for p in others)
+    outcome.notes.append(f"one core reads {speed / 1e9:.1f} GB/s and multiplies {_peak(outcome) / 1e9:.0f} GOPS")
+    status = finish(outcome, chosen)
     peak = _peak(outcome)
     if peak:
         plots.roofline([*drawn, *others], speed, peak, chosen.results / "peers.roofline.png")

@@ -1,58 +1,42 @@
 """Whole models in fxquant and in every tool a user would pick instead: time, error and memory of each.
 
-A process a model: there all tools take turns. Results: peers.models.json, .png and .md.
+A process a model: there all tools take turns. Results: peers.models.json and .png; page.py makes the tables.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Outcome, arguments, finish, milliseconds, progress
-from benchmarks.peers import demands, plots
+from benchmarks.peers import choice, demands, plots
 from benchmarks.peers.ours import FLOAT
 from benchmarks.peers.subjects import SUBJECTS
 from benchmarks.peers.versions import versions
-from benchmarks.table import section
 
-LIMIT = 900  # seconds a process
-# On two threads the tools take part that come near: the others only cost time.
-NEAR = (
-    FLOAT,
-    "fxquant int8dq",
-    "fxquant int4dq",
-    "fxquant int4wo",
-    "OpenVINO w8a8",
-    "OpenVINO 8-bit weights",
-    "ONNX Runtime int8",
-    "torchao int8dq",
-    "llama.cpp Q8_0",
-    "llama.cpp Q4_0",
-)
-TWO_THREADS = ("decoder-1", "decoder-128", "decoder-1024", "minilm", "smollm2-step", "smollm2-prefill")
+LIMIT = 300  # seconds a process
 
 
-def run(subject: str, threads: int, seconds: float) -> dict[str, Any] | None:
-    """What one.py found; none if its process died, which is said on standard error."""
+def run(subject: str, threads: int, tools: Sequence[str], seconds: float) -> dict[str, Any] | str:
+    """What one.py found, or in words why there is nothing."""
     with tempfile.TemporaryDirectory(prefix="fxquant-peers-") as folder:
         path = Path(folder) / "found.json"
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.peers.one", "--subject", subject]
-        command += ["--threads", str(threads), "--seconds", str(seconds), "--json", str(path)]
-        command += ["--tools", *NEAR] if threads > 1 else []
+        command += ["--threads", str(threads), "--seconds", str(seconds), "--json", str(path), "--tools", *tools]
         try:
             done = subprocess.run(command, timeout=LIMIT, stdout=subprocess.DEVNULL)
         except subprocess.TimeoutExpired:
-            progress(f"{subject}: not done after {LIMIT} s")
-            return None
+            return f"not done after {LIMIT} s"
         if not path.exists():
-            progress(f"{subject}: its process ended with {done.returncode}")
-            return None
+            return f"its process ended with {done.returncode}"
         return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -74,30 +58,34 @@ def rows(outcome: Outcome, found: Mapping[str, Any]) -> None:
 
 def main(chosen: argparse.Namespace) -> int:
     outcome = Outcome("peers.models", "Whole models beside other tools, in turns in one process a model")
-    jobs = [(subject, 1) for subject in chosen.subjects]
-    jobs += [(s, 2) for s in chosen.subjects if s in TWO_THREADS and not chosen.quick]
+    outcome.notes.extend(choice.NOTES)
+    jobs = [(subject, 1, choice.TOOLS[subject]) for subject in chosen.subjects]
+    if not chosen.quick:
+        jobs += [(s, 2, choice.TWO_THREADS[s]) for s in chosen.subjects if s in choice.TWO_THREADS]
     results: dict[tuple[str, int], dict[str, Any]] = {}
-    for subject, threads in jobs:
-        found = run(subject, threads, 3.0 if chosen.quick else chosen.seconds)
-        if found is None:
-            outcome.demand(f"{subject}, {threads} thread(s)", False, "no result", "a result")
+    for subject, threads, tools in jobs:
+        spent = time.perf_counter() - outcome.started
+        late = f"not measured: {chosen.minutes:g} minutes were up" if spent > 60 * chosen.minutes else ""
+        found = late or run(subject, threads, tools, 3.0 if chosen.quick else chosen.seconds)
+        if isinstance(found, str):
+            progress(f"{subject}: {found}")
+            outcome.demand(f"{subject}, {threads} thread(s)", False, found, "a result")
             continue
+        taken = time.perf_counter() - outcome.started - spent
+        progress(f"{subject}, {threads} thread(s): {taken:.0f} s, load {os.getloadavg()[0]:.1f}")
         results[subject, threads] = found
         rows(outcome, found)
     demands.check(outcome, results)
-    for line in demands.skipped(results):
-        sys.stdout.write(line + "\n")
+    outcome.notes.extend([*demands.skipped(results), f"versions: {versions()}"])
     status = finish(outcome, chosen)
     if results:
         plots.models(list(results.values()), chosen.results / "peers.models.png")
-        data = json.loads((chosen.results / "peers.models.json").read_text(encoding="utf-8"))
-        text = f"{section(data)}\n\nVersions: {versions()}.\n\n" + "\n".join(f"- {x}" for x in demands.skipped(results))
-        (chosen.results / "peers.models.md").write_text(text.rstrip() + "\n", encoding="utf-8")
     return status
 
 
 if __name__ == "__main__":
     parser = arguments(__doc__)
     parser.add_argument("--subjects", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
-    parser.add_argument("--seconds", type=float, default=12.0, help="timing per model")
+    parser.add_argument("--seconds", type=float, default=6.0, help="timing per model")
+    parser.add_argument("--minutes", type=float, default=12.5, help="no model is begun later than this")
     sys.exit(main(parser.parse_args()))

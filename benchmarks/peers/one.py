@@ -32,8 +32,6 @@ TOOLS: dict[str, Callable[[Subject, int], Callable[[], Tensor]]] = {
     **torch_tools.TOOLS,
     **llama_cpp.TOOLS,
 }
-# Beyond this an answer is none: it is said so beside the time.
-WRONG = 0.9
 
 
 class Memory:

@@ -9,9 +9,19 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers.subjects import Subject
-from fxquant import QuantConfig, QuantizingBackend
+from fxquant import QuantConfig, QuantizingBackend, cpu_kernels
 
 Build = Callable[[Subject, int], Callable[[], Tensor]]
+
+
+class NoKernels(RuntimeError):
+    """Without the C++ library the ops run as torch's own, slowly: there is nothing to compare."""
+
+
+def with_kernels() -> None:
+    """Load the C++ library, which a bare call of an op does not."""
+    if cpu_kernels.load() is None:
+        raise NoKernels("the C++ kernels could not be built here: run once without `-W ignore`, the warning says why")
 
 
 def plain(subject: Subject, threads: int) -> Callable[[], Tensor]:
@@ -21,7 +31,8 @@ def plain(subject: Subject, threads: int) -> Callable[[], Tensor]:
 
 
 def quantized(config: QuantConfig, subject: Subject, threads: int) -> Callable[[], Tensor]:
-    """backend="fxquant" on the same model."""
+    """backend="fxquant" on the same model. Raises NoKernels where the C++ library could not be built."""
+    with_kernels()
     fn = torch.compile(subject.model, backend=QuantizingBackend(config), dynamic=False, fullgraph=True)
     return lambda: fn(*subject.inputs)
 
@@ -31,10 +42,19 @@ def quantized(config: QuantConfig, subject: Subject, threads: int) -> Callable[[
 INT8 = QuantConfig(preset="int8dq")
 INT4 = QuantConfig(preset="int4dq", group_size=32, rules={"*lm_head": "int8dq"})
 INT4_WEIGHTS = QuantConfig(preset="int4wo", rules={"*lm_head": "int8wo"})
+INT8_WEIGHTS = QuantConfig(preset="int8wo")
 
 FLOAT = "float32 Inductor"
 OURS: dict[str, Build] = {
     "fxquant int8dq": partial(quantized, INT8),
     "fxquant int4dq": partial(quantized, INT4),
     "fxquant int4wo": partial(quantized, INT4_WEIGHTS),
+    "fxquant int8wo": partial(quantized, INT8_WEIGHTS),
+}
+# The same in words, for tables.
+RECIPES = {
+    "fxquant int8dq": "int8 weights, int8 activations per token",
+    "fxquant int4dq": "int4 weights in groups of 32, int8 activations per token, int8 head",
+    "fxquant int4wo": "int4 weights in groups of 128, float activations, int8 head",
+    "fxquant int8wo": "int8 weights, float activations",
 }

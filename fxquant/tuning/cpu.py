@@ -25,7 +25,7 @@ ROWS, BY_ROWS, SERIAL = "rows", "by_rows", "serial"  # a blocking (csrc/launch.h
 _ROWS = {0: 0, 32: 1, 64: 2, 128: 3, 256: 4}  # of a task, and the numbers that stand for them
 _LONG = 128  # rows of x from which on the rows of a task matter
 # Products that a kernel shares out among the threads, though one alone may be as fast.
-_FEW_PRODUCTS = range(2**19, 2**23)
+_FEW_PRODUCTS = range(2**20, 2**25)
 CODES = "codes"  # of a problem's `extra`: x comes quantized
 _TOKEN, _STATIC, _INT8 = "int8/token", "int8/tensor", "int8/channel"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -12,17 +13,17 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.harness import Outcome
-from benchmarks.peers import demands, kernels, limits, llama_cpp, one, overhead, plots
+from benchmarks.harness import Outcome, WrongAnswer, finish
+from benchmarks.peers import choice, demands, kernels, limits, llama_cpp, models, one, ours, overhead, page, plots
 from benchmarks.peers.absent import Absent, need
 from benchmarks.peers.ours import FLOAT, OURS
-from benchmarks.peers.subjects import Subject
+from benchmarks.peers.subjects import SUBJECTS, Subject
 
 
 def result(key: str, /, **times: tuple[float, float]) -> dict[str, Any]:
     """What one.py writes of one thread; `times` are milliseconds and errors by tool, `_` for a space."""
     tools = {
-        name.replace("_", " "): {
+        name if "." in name else name.replace("_", " "): {
             "median": 1e-3 * time,
             "best": 1e-3 * time,
             "worst": 1e-3 * time,
@@ -38,7 +39,7 @@ def result(key: str, /, **times: tuple[float, float]) -> dict[str, Any]:
 def verdicts(found: dict[str, Any]) -> dict[str, tuple[str, bool]]:
     outcome = Outcome("a", "b")
     demands.check(outcome, {(found["key"], found["threads"]): found})
-    return {check.what.partition(": ")[2]: (check.value, check.ok) for check in outcome.checks}
+    return {check.what.partition("thread(s): ")[2]: (check.value, check.ok) for check in outcome.checks}
 
 
 def test_the_best_peer_is_beaten_only_at_equal_error() -> None:
@@ -52,23 +53,31 @@ def test_the_best_peer_is_beaten_only_at_equal_error() -> None:
         ONNX_Runtime_int8=(30, 0.0195),
         Quanto_int8=(1, 0.01),
     )
+    rule = ": our quickest of no more error"
     assert verdicts(found) == {
-        "int8dq, of float": ("5.00x", True),
-        "at equal or less error, of OpenVINO w8a8": ("1.02x", False),
-        "at equal or less error, of torchao int8wo": ("its error is less: 0.0100", False),
-        "at equal or less error, of ONNX Runtime int8": ("1.50x", True),
+        "fxquant int8dq (error 0.02), of float": ("5.00x", True),
+        f"fxquant int8dq (error 0.02), of OpenVINO w8a8 (error 0.05){rule}": ("1.02x", False),
+        "a recipe of ours of no more error, of torchao int8wo (error 0.01)": (
+            "none; fxquant int8dq (error 0.02): 4.50x",
+            False,
+        ),
+        f"fxquant int8dq (error 0.02), of ONNX Runtime int8 (error 0.0195){rule}": ("1.50x", True),
     }
 
 
 def test_llama_cpp_is_held_against_the_recipe_of_its_width() -> None:
     times = {"float32_Inductor": (40, 0), "fxquant_int8dq": (10, 0.1), "fxquant_int4wo": (8, 0.5)}
-    found = result("smollm2-step", **times)
-    found["tools"] |= result("", **{"llama.cpp_Q8": (10.5, 0.1)})["tools"]
-    found["tools"]["llama.cpp Q8_0"] = found["tools"].pop("llama.cpp Q8")
+    llama = {"llama.cpp Q8_0": (10.5, 0.1), "llama.cpp Q4_0": (9.6, 0.6)}
+    found = result("smollm2-step", **times, **llama)
     assert verdicts(found) == {
-        "int8dq, of float": ("4.00x", True),
-        "int4, of float": ("5.00x", True),
-        "int8dq, of llama.cpp Q8_0": ("1.05x", False),
+        "fxquant int8dq (error 0.1), of float": ("4.00x", True),
+        "fxquant int4wo (error 0.5), of float": ("5.00x", True),
+        "fxquant int8dq (error 0.1), of llama.cpp Q8_0 (error 0.1)": ("1.05x", False),
+        "fxquant int4wo (error 0.5), of llama.cpp Q4_0 (error 0.6)": ("1.20x", True),
+    }
+    assert verdicts(result("smollm2-prefill", **times, **llama)) == {
+        "fxquant int8dq (error 0.1), of float": ("4.00x", True),
+        "fxquant int8dq (error 0.1), of llama.cpp Q4_0 (error 0.6)": ("0.96x", False),
     }
 
 
@@ -143,17 +152,65 @@ def test_the_product_loop_does_the_operations_it_is_asked_for() -> None:
     limits.product_loop(1 << 20, 2)()
 
 
-def test_a_step_is_no_shorter_than_its_kernels() -> None:
-    linear = nn.Linear(64, 64)
-    x = torch.randn(2, 64)
+def test_overhead_is_that_of_a_step_whose_kernels_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = Outcome("a", "b")
+    monkeypatch.setattr(overhead, "quantized", lambda config, subject, threads: lambda: subject.model(*subject.inputs))
+    monkeypatch.setattr(overhead, "float_inductor", lambda subject, threads: lambda: subject.model(*subject.inputs))
+    with pytest.raises(WrongAnswer, match="fxquant::int8_linear_dynamic"):
+        overhead.measure(outcome, 1, overhead.EMPTY, 1, 0.0)
+    monkeypatch.setattr(overhead, "OURS", "aten::mm")
+    for width in (overhead.EMPTY, overhead.REAL):
+        overhead.measure(outcome, 1, width, 1, 0.0)
+    assert [figures["width"] for figures in outcome.figures] == [16, 256]
+    (only,) = outcome.checks  # the demand is of the step without kernels alone
+    assert "width 16" in only.what
+    assert only.demand == "<= 1.1x"
 
-    def step() -> torch.Tensor:
-        with torch.autograd.profiler.record_function("graph_0_cpp_fused_add_0"):
-            torch.add(x, 1)
-        return linear(x)
 
-    whole, inside = overhead.parts(step)
-    assert 0 < inside < whole
+def test_a_model_that_comes_too_late_is_not_measured_and_does_not_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> str:
+        raise AssertionError(arguments)
+
+    monkeypatch.setattr(models, "run", fail)
+    chosen = argparse.Namespace(subjects=["minilm"], quick=False, seconds=1.0, minutes=0.0, results=tmp_path)
+    assert models.main(chosen) == 1
+    checks = json.loads((tmp_path / "peers.models.json").read_text())["checks"]
+    assert [check["what"] for check in checks] == ["minilm, 1 thread(s)", "minilm, 2 thread(s)"]
+    assert all(check["value"].startswith("not measured") and not check["ok"] for check in checks)
+
+
+def test_every_model_has_its_tools_and_those_of_its_demands() -> None:
+    assert set(choice.TOOLS) == set(SUBJECTS) >= set(choice.TWO_THREADS)
+    for key, tools in [*choice.TOOLS.items(), *choice.TWO_THREADS.items()]:
+        assert set(tools) <= set(one.TOOLS)
+        assert tools[0] == FLOAT
+        assert len(set(tools)) == len(tools)
+        assert key not in demands.FLOORS_INT8 or demands.INT8 in tools
+        assert key not in demands.FLOORS_INT4 or set(demands.INT4) & set(tools)
+        assert key not in demands.BEST_PEER or all(any(t.startswith(p) for t in tools) for p in demands.PEERS)
+
+
+def test_the_page_lists_what_must_hold_and_what_is_missing(tmp_path: Path) -> None:
+    outcome = Outcome("peers.sizes", "Odd sizes")
+    outcome.add({"case": "a", "cost": "1.1x"})
+    outcome.at_most("cheap", 1.5, 1.3)
+    outcome.at_most("cheaper", 1.2, 1.3)
+    outcome.notes.append("skipped: OpenVINO: it is not installed")
+    finish(outcome, argparse.Namespace(results=tmp_path, quick=False))
+    text = page.page(tmp_path)
+    assert "1 of 2 hold." in text
+    assert "Missing from the list: peers.kernels, peers.models, peers.overhead, peers.eager." in text
+    assert "| cheap | 1.50x | <= 1.3x | **does not hold** | peers.sizes |" in text
+    assert "| cheaper | 1.20x | <= 1.3x | holds | peers.sizes |" in text
+    assert "- skipped: OpenVINO: it is not installed" in text
+
+
+def test_without_the_library_nothing_of_ours_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ours.cpu_kernels, "load", lambda: None)
+    with pytest.raises(ours.NoKernels, match="could not be built"):
+        ours.with_kernels()
 
 
 def test_pictures_are_drawn(tmp_path: Path) -> None:

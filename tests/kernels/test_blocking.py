@@ -61,7 +61,7 @@ def kernel_of(problem: Problem) -> CpuKernel:
 
 @pytest.mark.parametrize(("weights", "activations"), PROBLEMS)
 def test_no_blocking_changes_a_bit(weights: str, activations: str, isa: int, threads: int) -> None:
-    problem = Problem("linear", 300, 200, 328, weights, activations, "float32")
+    problem = Problem("linear", 300, 300, 328, weights, activations, "float32")  # enough to be shared out
     kernel = kernel_of(problem)
     args = kernel.operands(problem)
     want = kernel.run(args, isa)
@@ -79,6 +79,18 @@ def test_a_row_does_not_depend_on_the_others(weights: str, activations: str, n: 
     want = kernel.run((x, *rest), isa)
     for rows in range(1, 9):
         assert torch.equal(kernel.run((x[:rows], *rest), isa), want[:rows]), rows
+
+
+@pytest.mark.parametrize("exponent", [-126, 0, 120])
+@pytest.mark.parametrize("weights", ["int4/group64/bf16", "int4/group64/affine/bf16"])
+def test_a_row_does_not_depend_on_the_others_at_scales_of_any_size(weights: str, exponent: int, isa: int) -> None:
+    problem = Problem("linear", 17, 64, 128, weights, "", "float32")
+    kernel = kernel_of(problem)
+    x, packed, scale, *rest = kernel.operands(problem)
+    args = (packed, scale * 2.0**exponent, *rest)
+    want = kernel.run((x, *args), isa)
+    assert want.isfinite().all()
+    assert torch.equal(kernel.run((x[:1], *args), isa), want[:1])
 
 
 def test_numbers_of_configurations() -> None:

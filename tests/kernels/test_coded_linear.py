@@ -110,7 +110,7 @@ def test_heights_give_the_same_rows(isa: int, text: str) -> None:
         assert_equal(p.weight_only(ops.linear_weight_only, x[:rows], p.bias, torch.float32, isa), whole[:rows])
 
 
-@pytest.mark.parametrize("shape", [(1, 2000, 700), (5, 300, 700), (600, 70, 300)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 6000, 700), (5, 6000, 700), (600, 900, 300)], ids=str)
 def test_threads_do_not_change_a_bit(threads: None, shape: tuple[int, int, int]) -> None:
     m, n, k = shape
     p = coded("int4/group128/affine/bf16", n, k, seed=17)

@@ -228,7 +228,7 @@ def test_packing_equals_the_reference(shape: tuple[int, int]) -> None:
     assert_equal(ops.int8_pack(codes.t()), reference.int8_pack(codes.t()))
 
 
-@pytest.mark.parametrize("shape", [(1, 2000, 700), (5, 300, 700), (50, 64, 700), (600, 70, 300)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 6000, 700), (5, 6000, 700), (50, 3000, 700), (600, 900, 300)], ids=str)
 def test_threads_do_not_change_a_bit(threads: None, isa: int, shape: tuple[int, int, int]) -> None:
     m, n, k = shape
     p = problem(n, k, seed=17, exact=False)

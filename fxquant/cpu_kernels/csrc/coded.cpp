@@ -88,7 +88,8 @@ Tensor linear_weight_only(const Tensor x, const Tensor packed, const Tensor scal
         void* to = static_cast<char*>(out.data_ptr()) + first * out_features * float_bytes(out_type);
         w.after = after.from(first, out_features, out_type);
         const CodedProblem problem{wide, stride, w, to, out_type};
-        for_panels(out_features, in_features, count, blocking_of(isa), [&](int64_t panel, int64_t row0, int64_t row1, bool) {
+        const double time = product_time(count, out_features, in_features, w.bits, kernels.float_products);
+        for_panels(out_features, count, time, blocking_of(isa), [&](int64_t panel, int64_t row0, int64_t row1, bool) {
             kernels.coded.product(problem, panel, row0, row1);
         });
     }
@@ -143,7 +144,8 @@ Tensor linear_dynamic(const Tensor x, const Tensor packed, const Tensor scale, c
                                                     sums + at * count);
                          });
         });
-        for_panels(out_features, in_features, now, blocking_of(isa), [&](int64_t panel, int64_t row0, int64_t row1, bool) {
+        const double time = product_time(now, out_features, in_features, w.bits, kernels.int8_products);
+        for_panels(out_features, now, time, blocking_of(isa), [&](int64_t panel, int64_t row0, int64_t row1, bool) {
             kernels.coded.dynamic_product(problem, panel, row0, row1);
         });
     }

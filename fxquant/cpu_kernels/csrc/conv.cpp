@@ -86,7 +86,7 @@ Weight panel_of(const Weight& w, int64_t panel) {
 // The product of `count` gathered rows, the first of which is row `first` of the pass.
 void int8_rows(const Kernels& kernels, const Results& results, const Int8Problem& all, int64_t first, int64_t count) {
     const Weight& w = all.weight;
-    for_tasks(w, count, Blocking{}, [&](const Task& task) {
+    for_tasks(w, count, kernels.int8_products, Blocking{}, [&](const Task& task) {
         const int64_t n = task.row1 - task.row0;
         Int8Problem problem = all;
         problem.codes = static_cast<const char*>(all.codes) + task.row0 * all.code_stride;
@@ -186,7 +186,8 @@ void coded_convolution(const Kernels& kernels, const Geometry& g, const char* x,
             patches.step[2] = rows_lie ? row_step : 1;
             if (rows_lie && !lies) patches.sample = results.each() * row_step;
         }
-        for_panels(weight.out_features, g.features, rows, Blocking{}, [&](int64_t panel, int64_t row0, int64_t row1, bool) {
+        const double time = product_time(rows, weight.out_features, g.features, weight.bits, kernels.float_products);
+        for_panels(weight.out_features, rows, time, Blocking{}, [&](int64_t panel, int64_t row0, int64_t row1, bool) {
             if (results.channels_last) {
                 return kernels.patches.product(patches, weight, panel, row0, row1, results.row(row0), type, weight.out_features,
                                                panel * kPanel);

@@ -27,8 +27,12 @@ struct Avx2 : Vectors<8> {
     static constexpr int kTall = 4;          // 4 rows x 2 vectors of pair sums, 2 of B, 1 broadcast: 11 of 16 registers
     static constexpr int kFloatTall = 6;     // 6 rows x 2 vectors: 12 sums, 2 of B, 1 broadcast
     static constexpr int kFloatVectors = 2;
+    static constexpr int kLoneVectors = 8;   // of one row: as many sums as keep both units busy
     static constexpr int kFused = 2;
+    static constexpr double kProducts = 60, kFloatProducts = 40;
     static constexpr bool kScalesSums = false;
+    static constexpr bool kTogglesBits = false;
+    static constexpr bool kDotsFeatures = false;
 
     static F fma(F a, F b, F c) { return bits<F>(_mm256_fmadd_ps(bits<__m256>(a), bits<__m256>(b), bits<__m256>(c))); }
     static F load_half(const void* from) { return bits<F>(_mm256_cvtph_ps(load<__m128i>(from))); }

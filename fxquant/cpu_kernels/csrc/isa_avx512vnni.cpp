@@ -29,10 +29,23 @@ struct Avx512Vnni : Vectors<16> {
     static constexpr int kTall = 6;
     static constexpr int kFloatTall = 6;
     static constexpr int kFloatVectors = 4;
-    static constexpr int kFused = 4;  // rows
+    static constexpr int kLoneVectors = 4;  // of one row
+    static constexpr int kFused = 4;        // rows
+    static constexpr double kProducts = 250, kFloatProducts = 60;  // a nanosecond: see launch.h
     static constexpr bool kScalesSums = true;
 
     static F fma(F a, F b, F c) { return bits<F>(_mm512_fmadd_ps(bits<__m512>(a), bits<__m512>(b), bits<__m512>(c))); }
+    // Not one vpternlogd: Zen 5 has four units for operations of two operands, and two for those of three, which multiply.
+    static U merge(U x, uint32_t mask, uint32_t other) {
+        __m512i kept = _mm512_and_si512(bits<__m512i>(x), _mm512_set1_epi32(static_cast<int32_t>(mask)));
+        asm("" : "+v"(kept));  // GCC would make it one again
+        return bits<U>(_mm512_or_si512(kept, _mm512_set1_epi32(static_cast<int32_t>(other))));
+    }
+    static constexpr bool kTogglesBits = true;
+    static U toggle(U x, uint32_t mask, uint32_t other) {  // (x & mask) ^ other
+        return bits<U>(_mm512_ternarylogic_epi32(bits<__m512i>(x), _mm512_set1_epi32(static_cast<int32_t>(mask)),
+                                                 _mm512_set1_epi32(static_cast<int32_t>(other)), 0x6a));
+    }
     static F load_half(const void* from) { return bits<F>(_mm512_cvtph_ps(load<__m256i>(from))); }
     static void store_half(void* to, F v) {
         store(to, _mm512_cvtps_ph(bits<__m512>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -129,6 +142,33 @@ struct Avx512Vnni : Vectors<16> {
         }
     }
 
+    // Spans of `Depth` quads each: no loop whose end would often be guessed wrong, and 3 rows at a time leave room for y in registers.
+    template <int R, bool Affine, int Depth, class Span>
+    FXQUANT_TILE void dot_short_spans(const Span* spans, int64_t count, const char* codes, int64_t stride, const uint8_t* tile,
+                                      const int32_t* of_codes, int64_t pieces, float* y) {
+        __m512 total[R][4];
+        FXQUANT_UNROLL for (int r = 0; r < R; ++r) FXQUANT_UNROLL for (int j = 0; j < 4; ++j)
+            total[r][j] = _mm512_load_ps(y + r * kPanel + j * 16);
+        const uint8_t* b = tile + spans[0].quad0 * kPanel * kQuad;
+        const char* a = codes + spans[0].quad0 * kQuad;
+        for (const Span* end = spans + count; spans < end; ++spans, ++of_codes, b += Depth * kPanel * kQuad, a += Depth * kQuad) {
+            __m512i sum[R][4];
+            begin_sums<R, Affine>(*spans, of_codes, pieces, sum);
+            FXQUANT_UNROLL for (int q = 0; q < Depth; ++q) {
+                __m512i pattern[4];
+                FXQUANT_UNROLL for (int j = 0; j < 4; ++j) pattern[j] = _mm512_load_si512(b + q * kPanel * kQuad + j * 64);
+                add_quad<R>(pattern, a + q * kQuad, stride, sum);
+            }
+            FXQUANT_UNROLL for (int j = 0; j < 4; ++j) {
+                const __m512 scale = _mm512_load_ps(spans->scale + j * 16);
+                FXQUANT_UNROLL for (int r = 0; r < R; ++r)
+                    total[r][j] = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(sum[r][j]), total[r][j]);
+            }
+        }
+        FXQUANT_UNROLL for (int r = 0; r < R; ++r) FXQUANT_UNROLL for (int j = 0; j < 4; ++j)
+            _mm512_store_ps(y + r * kPanel + j * 16, total[r][j]);
+    }
+
     // y += scale * float(sums).
     template <int R, class Span>
     FXQUANT_INLINE void end_sums(const Span& s, const __m512i (&sum)[R][4], float* y) {
@@ -146,6 +186,16 @@ struct Avx512Vnni : Vectors<16> {
     template <int R, bool Affine, class Span>
     FXQUANT_TILE void dot_spans(const Span* spans, int64_t count, const char* codes, int64_t stride, const uint8_t* tile,
                                 const int32_t* of_codes, int64_t pieces, float* y) {
+        constexpr int kUsual = 8;
+        if (spans[0].depth == kUsual && spans[count - 1].depth == kUsual) {  // only the last may be shorter
+            constexpr int kHigh = R > 3 ? (R + 1) / 2 : R;
+            dot_short_spans<kHigh, Affine, kUsual>(spans, count, codes, stride, tile, of_codes, pieces, y);
+            if constexpr (R > kHigh) {
+                dot_short_spans<R - kHigh, Affine, kUsual>(spans, count, codes + kHigh * stride, stride, tile,
+                                                           of_codes + kHigh * pieces, pieces, y + kHigh * kPanel);
+            }
+            return;
+        }
         for (int64_t i = 0; i < count; ++i) {
             const Span& s = spans[i];
             __m512i sum[R][4];
@@ -180,6 +230,24 @@ struct Avx512Vnni : Vectors<16> {
             add_quad<R>(pattern, codes + kQuad, stride, sum);
         }
         end_sums<R>(s, sum, y);
+    }
+
+    static constexpr bool kDotsFeatures = true;
+    // One row of codes x the codes of features as they stand in a compact panel, one row after another.
+    FXQUANT_TILE void dot_features(const char* codes, const CompactRows& rows, int32_t* acc) {
+        const __m512i offset = _mm512_set1_epi8(static_cast<char>(kCodeOffset));
+        for (int64_t c = 0; c < rows.features; ++c) {
+            const uint8_t* feature = rows.codes + c * rows.row_bytes;
+            __m512i sum = _mm512_setzero_si512(), of_offset = sum;
+            for (int64_t k = 0; k < rows.in_features; k += 64) {
+                const int64_t left = rows.in_features - k;
+                const __mmask64 there = left < 64 ? (uint64_t{1} << left) - 1 : ~uint64_t{0};
+                const __m512i b = _mm512_maskz_loadu_epi8(there, feature + k);
+                sum = _mm512_dpbusd_epi32(sum, _mm512_maskz_loadu_epi8(there, codes + k), b);
+                of_offset = _mm512_dpbusd_epi32(of_offset, offset, b);
+            }
+            acc[c] = _mm512_reduce_add_epi32(_mm512_sub_epi32(sum, of_offset));
+        }
     }
 
     template <int R, bool Fetch>

@@ -44,8 +44,12 @@ struct Portable : Vectors<4> {
     static constexpr int kTall = 4;
     static constexpr int kFloatTall = 4;
     static constexpr int kFloatVectors = 2;
+    static constexpr int kLoneVectors = 4;
     static constexpr int kFused = 2;
+    static constexpr double kProducts = 4, kFloatProducts = 4;
     static constexpr bool kScalesSums = false;
+    static constexpr bool kTogglesBits = false;
+    static constexpr bool kDotsFeatures = false;
 
     static F fma(F a, F b, F c) { return a * b + c; }
     static F load_half(const void* from) {

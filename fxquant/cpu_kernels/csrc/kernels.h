@@ -247,6 +247,7 @@ constexpr int64_t room_elements(const Layout& l) {
 struct Kernels {
     const char* name;
     int64_t code_bytes;
+    double int8_products, float_products;  // a nanosecond of one core, about: for launch.h
     void (*quantize)(const Rows& x, int64_t row0, int64_t row1, int8_t* codes, float* scale);
     void (*quantize_staged)(const Rows& x, int64_t row0, int64_t row1, void* staged, int64_t stride, float* scale);
     void (*quantize_static)(const Rows& x, int64_t row0, int64_t row1, Scaling by, void* staged, int64_t stride, float* scale);

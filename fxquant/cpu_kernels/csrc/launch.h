@@ -11,10 +11,18 @@
 
 namespace fxquant {
 
-// Work below which a second thread costs more than it brings: waking the pool takes some microseconds, in which one core
-// multiplies about this many codes.
-constexpr int64_t kSerialProducts = int64_t{1} << 19;
-constexpr int64_t kSerialElements = int64_t{1} << 16;  // the same for passes over x
+// Nanoseconds of one thread below which the work is not shared out: a second thread may have to be woken, or wait for a core
+// that another program holds, and all wait for the last.
+constexpr double kSerialTime = 100e3;
+constexpr double kReadSpeed = 16;  // bytes a nanosecond, of weights that lie in memory
+constexpr int64_t kSerialElements = int64_t{1} << 16;  // passes over x below this are not shared out
+
+// About how long one thread takes for a product: it reads the weight once, or is busy multiplying.
+inline double product_time(int64_t rows, int64_t out_features, int64_t in_features, int64_t bits, double products) {
+    const double weights = static_cast<double>(out_features) * static_cast<double>(in_features);
+    const double multiplied = static_cast<double>(round_up(out_features, kPanel)) * static_cast<double>(in_features);
+    return std::max(weights * static_cast<double>(bits) / 8 / kReadSpeed, static_cast<double>(rows) * multiplied / products);
+}
 
 // Staged activations of one pass are kept below this, so that scratch does not grow with the batch. 8 MiB of codes are 2048
 // rows of 4096: by then reading the weights once more is nothing beside the products.
@@ -76,19 +84,19 @@ inline Blocking blocking_of(int64_t config) {
 }
 
 // Every panel of N against every row, as tasks of one panel x some rows. task(panel, row0, row1, last) may run on any thread,
-// in any order; last: the thread's next task is one of the next panel.
+// in any order; last: the thread's next task is one of the next panel. time: of one thread, in nanoseconds.
 template <class Work>
-void for_panels(int64_t out_features, int64_t in_features, int64_t rows, const Blocking& by, Work work) {
+void for_panels(int64_t out_features, int64_t rows, double time, const Blocking& by, Work work) {
     const int64_t blocks = panels(out_features);
     if (blocks == 0 || rows == 0) return;
     int64_t row_block = std::min(rows, by.rows);
     const int64_t threads = torch::stable::get_num_threads();
-    if (threads > 1 && blocks < 2 * threads) {  // too few blocks to share out: share rows as well, 24 or more at a time
+    const bool serial = by.serial || time < kSerialTime;
+    if (!serial && threads > 1 && blocks < 2 * threads) {  // too few blocks to share out: share rows as well, 24 or more at a time
         const int64_t wanted = (2 * threads + blocks - 1) / blocks;
         row_block = std::min(row_block, std::max<int64_t>(24, (rows + wanted - 1) / wanted));
     }
     const int64_t row_blocks = (rows + row_block - 1) / row_block;
-    const bool serial = by.serial || rows * out_features * in_features < kSerialProducts;
     split(blocks * row_blocks, serial, [&](int64_t begin, int64_t end) {
         for (int64_t task = begin; task < end; ++task) {
             const int64_t block = by.by_rows ? task / blocks : task % row_blocks;
@@ -99,11 +107,12 @@ void for_panels(int64_t out_features, int64_t in_features, int64_t rows, const B
     });
 }
 
-// The same for a weight packed by int8_pack.
+// The same for a weight packed by int8_pack. products: a nanosecond.
 template <class Product>
-void for_tasks(const Weight& w, int64_t rows, const Blocking& by, Product product) {
+void for_tasks(const Weight& w, int64_t rows, double products, const Blocking& by, Product product) {
     const PanelLayout layout = int8_layout(w.out_features, w.in_features);
-    for_panels(w.out_features, w.in_features, rows, by, [&](int64_t panel, int64_t row0, int64_t row1, bool last) {
+    const double time = product_time(rows, w.out_features, w.in_features, 8, products);
+    for_panels(w.out_features, rows, time, by, [&](int64_t panel, int64_t row0, int64_t row1, bool last) {
         const int8_t* next = last && layout.is_full(panel + 1) ? w.packed + layout.offset(panel + 1) : nullptr;
         product(Task{panel, next, row0, row1});
     });

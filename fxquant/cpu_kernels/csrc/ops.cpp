@@ -30,7 +30,7 @@ void int8_passes(const Kernels& kernels, const Blocking& by, Weight w, const Hel
         void* to = static_cast<char*>(out) + first * w.out_features * (out_type == Float::f32 ? 4 : 2);
         w.after = after.from(first, w.out_features, out_type);
         const Int8Problem problem{staged, stride, x_scale, w, to, out_type};
-        for_tasks(w, count, by, [&](const Task& task) { kernels.int8_product(problem, task); });
+        for_tasks(w, count, kernels.int8_products, by, [&](const Task& task) { kernels.int8_product(problem, task); });
     }
 }
 
@@ -159,7 +159,7 @@ Tensor int8_linear_weight_only(const Tensor x, const Tensor packed, const Tensor
         void* to = static_cast<char*>(out.data_ptr()) + first * w.out_features * (float_in == Float::f32 ? 4 : 2);
         w.after = after.from(first, w.out_features, float_in);
         const FloatProblem problem{wide, stride, w, to, float_in};
-        for_tasks(w, count, blocking_of(isa), [&](const Task& task) { kernels.float_product(problem, task); });
+        for_tasks(w, count, kernels.float_products, blocking_of(isa), [&](const Task& task) { kernels.float_product(problem, task); });
     }
     return out;
 }

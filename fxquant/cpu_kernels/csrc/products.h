@@ -156,6 +156,17 @@ void int8_product(const Int8Problem& p, const Task& t) {
     if (p.weight.in_features > kWrapSafe) return int8_product_wide<Isa>(p, t, b, columns);
 
     alignas(64) int32_t acc[kRowBlock * kPanel];
+    if constexpr (Isa::kDotsFeatures) {
+        if (!b.full && t.row1 - t.row0 == 1) {  // to spread the panel would take longer than all products
+            std::memset(acc, 0, kPanel * sizeof(int32_t));
+            Isa::dot_features(static_cast<const char*>(p.codes) + t.row0 * p.code_stride, b.rows, acc);
+            finish<Isa>(
+                columns, [&](int64_t c) { return __builtin_convertvector(load<I>(acc + c), typename Isa::F); },
+                [&](int64_t c) { return load<typename Isa::F>(columns.scale + c) * p.x_scale[t.row0]; }, p.out, p.out_type, t.row0,
+                p.weight.out_features);
+            return;
+        }
+    }
     alignas(64) int32_t shift[kPanel] = {};  // sums of the columns, in the end times the offset, wrapped
     if (b.full) full_sums<Isa>(p.weight, b, shift);
     const int64_t depth = b.depth, most = kDepthQuads + kDepthQuads / 2, spread = PanelQuads<Isa>::kSpread;
@@ -196,14 +207,25 @@ void int8_product(const Int8Problem& p, const Task& t) {
     }
 }
 
-// Code i of each of W columns of a quad row, as floats: the byte is shifted to the top and back down with its sign.
+// Code i of each of W columns of a quad row, as floats: the byte is shifted to the top and back down with its sign. Or, where
+// one operation merges bits: it is brought into the mantissa of 2^23 or 2^15, with its sign turned into an offset of 128.
 template <class Isa, int i>
 inline typename Isa::F code_floats(const int8_t* quad_columns) {
     using U = typename Isa::U;
     using I = typename Isa::I;
+    if constexpr (Isa::kTogglesBits) {
+        constexpr int kBit = i % 2 * 8;
+        constexpr uint32_t kExponent = static_cast<uint32_t>(150 - kBit) << 23;
+        const U held = load<U>(quad_columns) >> (i / 2 * 16);
+        return bits<typename Isa::F>(Isa::toggle(held, 0xffu << kBit, kExponent | 0x80u << kBit)) -
+               bits<typename Isa::F>(U{} + (kExponent | 0x80u << kBit));
+    }
     const I raised = bits<I>(load<U>(quad_columns) << (24 - 8 * i));
     return __builtin_convertvector(raised >> 24, typename Isa::F);
 }
+
+// How far ahead in a panel's codes the next ones are fetched, in bytes: at the speed of memory about its latency.
+constexpr int64_t kCodesAhead = 8192;
 
 // R rows x NV vectors of columns, codes widened in registers: one byte is read where floats take four. acc is added to, or
 // begun.
@@ -220,7 +242,7 @@ FXQUANT_TILE void float_tile_packed(const float* x, int64_t stride, const int8_t
     for (int64_t q = 0; q < depth; ++q) {
         const int8_t* row = b + q * kPanel * kQuad;
         const float* at = x + q * kQuad;
-        __builtin_prefetch(row + 4096);
+        FXQUANT_UNROLL for (int j = 0; j < NV * W * kQuad; j += 64) __builtin_prefetch(row + kCodesAhead + j);
         FXQUANT_UNROLL for (int j = 0; j < NV; ++j) step(at, code_floats<Isa, 0>(row + j * W * 4), j);
         FXQUANT_UNROLL for (int j = 0; j < NV; ++j) step(at + 1, code_floats<Isa, 1>(row + j * W * 4), j);
         FXQUANT_UNROLL for (int j = 0; j < NV; ++j) step(at + 2, code_floats<Isa, 2>(row + j * W * 4), j);
@@ -253,7 +275,7 @@ FXQUANT_TILE void float_tile_wide(const float* x, int64_t stride, const float* t
 template <class Isa, int R = Isa::kFloatTall>
 inline void float_tile(bool packed, int64_t rows, const float* x, int64_t stride, const void* b, int64_t depth, float* acc,
                        bool add = true) {
-    constexpr int W = Isa::kWidth, NV = Isa::kFloatVectors;
+    constexpr int W = Isa::kWidth, NV = R == 1 ? Isa::kLoneVectors : Isa::kFloatVectors;
     if (rows == R) {
         for (int64_t c = 0; c < kPanel; c += NV * W) {
             if (packed) {
@@ -334,6 +356,8 @@ constexpr Kernels kernels_of(const char* name) {
     Kernels k = {};
     k.name = name;
     k.code_bytes = sizeof(typename Isa::Code);
+    k.int8_products = Isa::kProducts;
+    k.float_products = Isa::kFloatProducts;
     k.quantize = quantize<Isa>;
     k.quantize_staged = quantize_staged<Isa>;
     k.quantize_static = quantize_static<Isa>;

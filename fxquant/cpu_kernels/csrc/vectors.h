@@ -22,6 +22,8 @@ struct Vectors {
 
     // x - 0 is x, minus zero too, so that this is a broadcast and nothing else; x + 0 would be an addition.
     static F splat(float x) { return x - F{}; }
+
+    static U merge(U x, uint32_t mask, uint32_t other) { return (x & mask) | other; }
 };
 
 template <class V>

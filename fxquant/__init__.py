@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from fxquant.backend import QuantizingBackend, backend
 from fxquant.calibration import Calibration
 from fxquant.checkpoint import load, save
@@ -19,6 +21,10 @@ from fxquant.spec import INT4 as qint4
 from fxquant.spec import INT8 as qint8
 from fxquant.spec import PRESETS, LinearSpec, QuantConfig, TensorSpec
 from fxquant.tensor import QuantizedTensor
+
+if TYPE_CHECKING:
+    from fxquant.integrations.transformers import FxQuantConfig as FxQuantConfig
+    from fxquant.integrations.transformers_models import QuantizedModelForCausalLM as QuantizedModelForCausalLM
 
 __all__ = [
     "PRESETS",
@@ -54,3 +60,12 @@ __all__ = [
     "save",
     "tune",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs other libraries, imported when it is asked for. Raises `PackageMissing` where they are not there."""
+    from fxquant.integrations import LAZY, lazy
+
+    if name not in LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return lazy(name)

@@ -10,6 +10,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from fxquant.cli.kernels import kernels
+from fxquant.cli.quantize import quantize
 from fxquant.cli.tune import tune
 from fxquant.errors import FxQuantError
 
@@ -30,7 +31,7 @@ class NamedErrors(TyperGroup):
 
 app = typer.Typer(
     name="fxquant",
-    help="Quantized kernels: what there is, what they compile to, and tuning them.",
+    help="Quantize models; see which kernels there are, what they compile to, and tune them.",
     cls=NamedErrors,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 app.add_typer(kernels, name="kernels")
 app.command()(tune)
+app.command()(quantize)
 
 
 def main() -> None:

@@ -81,10 +81,11 @@ def check_finite(model: nn.Module, modules: Iterable[QModule]) -> None:
     """Raises `NonFiniteWeight` if one of these modules of the model has a weight that holds NaN or infinity."""
     paths = {id(module): path for path, module in model.named_modules()}
     for module in modules:
-        _check_finite(module, paths[id(module)])
+        check_module_finite(module, paths[id(module)])
 
 
-def _check_finite(module: QModule, path: str) -> None:
+def check_module_finite(module: QModule, path: str) -> None:
+    """The same for one module, of that path."""
     for name in module.matrix_names():
         weight = module._parameters.get(name)
         if weight is None or weight.is_meta or not weight.numel() or _is_finite(weight):

@@ -40,6 +40,7 @@ class DequantizedWeight(Tensor):
     _decode: Callable[[], Tensor]
     _name: tuple[str, str]
     _values: Tensor | None
+    _is_hf_initialized = True  # to transformers, which then initializes no such weight
 
     def _plain(self) -> Tensor:
         if self._values is None:

@@ -21,8 +21,6 @@ from tests.kernels.cpu_helpers import (
     U,
     assert_equal,
     assert_within,
-    loaded,
-    need_isa,
     problem,
 )
 
@@ -38,14 +36,7 @@ OFF = 4 * U
 SHAPES = [(1, 1, 1), (3, 65, 37), (17, 130, 64), (300, 100, 357)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def kernels() -> None:
-    loaded()
-
-
-@pytest.fixture(params=ISAS, ids=list(ISAS.values()))
-def isa(request: pytest.FixtureRequest) -> int:
-    return need_isa(request.param)
+pytestmark = pytest.mark.usefixtures("kernels")
 
 
 def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:

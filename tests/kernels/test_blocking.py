@@ -9,7 +9,6 @@ import torch
 
 from fxquant.target import KernelConfig, Problem
 from fxquant.tuning.cpu import BY_ROWS, ISA, ROWS, SERIAL, CpuKernel, blockings, cpu_kernel_for, number_of, words_of
-from tests.kernels.cpu_helpers import ISAS, loaded, need_isa
 
 PROBLEMS = [
     ("int8/channel", "int8/token"),
@@ -35,14 +34,7 @@ FUSED = [
 BLOCKINGS = [{ROWS: rows, BY_ROWS: by_rows} for rows in (0, 32, 64, 128, 256) for by_rows in (0, 1)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def kernels() -> None:
-    loaded()
-
-
-@pytest.fixture(params=ISAS, ids=list(ISAS.values()))
-def isa(request: pytest.FixtureRequest) -> int:
-    return need_isa(request.param)
+pytestmark = pytest.mark.usefixtures("kernels")
 
 
 @pytest.fixture(params=[1, 2])

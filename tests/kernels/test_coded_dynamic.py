@@ -12,7 +12,6 @@ from fxquant.ops import reference
 from tests.kernels.coded_problems import DYNAMIC_SPECS, Coded, coded
 from tests.kernels.cpu_helpers import (
     DTYPES,
-    ISAS,
     SECOND_ORDER,
     SHAPES,
     SMALLEST_HALF_STEP,
@@ -20,21 +19,12 @@ from tests.kernels.cpu_helpers import (
     U,
     assert_equal,
     assert_within,
-    loaded,
-    need_isa,
 )
 
 ops = torch.ops.fxquant
 
 
-@pytest.fixture(scope="module", autouse=True)
-def kernels() -> None:
-    loaded()
-
-
-@pytest.fixture(params=ISAS, ids=list(ISAS.values()))
-def isa(request: pytest.FixtureRequest) -> int:
-    return need_isa(request.param)
+pytestmark = pytest.mark.usefixtures("kernels")
 
 
 def granule_products(p: Coded, codes: Tensor) -> Tensor:

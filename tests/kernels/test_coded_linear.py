@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from fxquant.ops import reference
 from tests.kernels.coded_problems import FEW_SPECS, SPECS, coded, opchecks
 from tests.kernels.cpu_helpers import (
     DTYPES,
-    ISAS,
     SECOND_ORDER,
     SHAPES,
     SMALLEST_HALF_STEP,
@@ -20,28 +18,12 @@ from tests.kernels.cpu_helpers import (
     U,
     assert_equal,
     assert_within,
-    loaded,
-    need_isa,
 )
 
 ops = torch.ops.fxquant
 
 
-@pytest.fixture(scope="module", autouse=True)
-def kernels() -> None:
-    loaded()
-
-
-@pytest.fixture(params=ISAS, ids=list(ISAS.values()))
-def isa(request: pytest.FixtureRequest) -> int:
-    return need_isa(request.param)
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("kernels")
 
 
 def check(text: str, shape: tuple[int, int, int], dtype: torch.dtype, isa: int) -> None:

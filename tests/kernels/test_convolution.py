@@ -13,28 +13,18 @@ from tests.kernels.coded_problems import FEW_SPECS, SPECS
 from tests.kernels.conv_problems import SHAPES, ConvProblem, Shape, layouts
 from tests.kernels.cpu_helpers import (
     DTYPES,
-    ISAS,
     SECOND_ORDER,
     SMALLEST_HALF_STEP,
     U_OUT,
     U,
     assert_equal,
     assert_within,
-    loaded,
-    need_isa,
 )
 
 ops = torch.ops.fxquant
 
 
-@pytest.fixture(scope="module", autouse=True)
-def kernels() -> None:
-    loaded()
-
-
-@pytest.fixture(params=ISAS, ids=list(ISAS.values()))
-def isa(request: pytest.FixtureRequest) -> int:
-    return need_isa(request.param)
+pytestmark = pytest.mark.usefixtures("kernels")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +9,6 @@ from torch import Tensor
 from fxquant.ops import reference
 from tests.kernels.cpu_helpers import (
     DTYPES,
-    ISAS,
     SECOND_ORDER,
     SHAPES,
     SMALLEST_HALF_STEP,
@@ -20,8 +17,6 @@ from tests.kernels.cpu_helpers import (
     U,
     assert_equal,
     assert_within,
-    loaded,
-    need_isa,
     problem,
     product64,
 )
@@ -29,21 +24,7 @@ from tests.kernels.cpu_helpers import (
 ops = torch.ops.fxquant
 
 
-@pytest.fixture(scope="module", autouse=True)
-def kernels() -> None:
-    loaded()
-
-
-@pytest.fixture(params=ISAS, ids=list(ISAS.values()))
-def isa(request: pytest.FixtureRequest) -> int:
-    return need_isa(request.param)
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("kernels")
 
 
 def exact_x(rows: int, k: int, dtype: torch.dtype, seed: int = 1) -> Tensor:

@@ -9,7 +9,6 @@ from torch import Tensor
 from fxquant.ops import reference
 from tests.kernels.cpu_helpers import (
     DTYPES,
-    ISAS,
     SECOND_ORDER,
     SHAPES,
     SMALLEST_HALF_STEP,
@@ -18,22 +17,13 @@ from tests.kernels.cpu_helpers import (
     U,
     assert_equal,
     assert_within,
-    loaded,
-    need_isa,
     problem,
 )
 
 ops = torch.ops.fxquant
 
 
-@pytest.fixture(scope="module", autouse=True)
-def kernels() -> None:
-    loaded()
-
-
-@pytest.fixture(params=ISAS, ids=list(ISAS.values()))
-def isa(request: pytest.FixtureRequest) -> int:
-    return need_isa(request.param)
+pytestmark = pytest.mark.usefixtures("kernels")
 
 
 def check(p: Problem, x: Tensor, got: Tensor, bias: Tensor | None) -> None:

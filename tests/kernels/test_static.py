@@ -12,14 +12,11 @@ from fxquant.ops import reference
 from tests.kernels.conv_problems import SHAPES, ConvProblem, Shape, layouts
 from tests.kernels.cpu_helpers import (
     DTYPES,
-    ISAS,
     SMALLEST_HALF_STEP,
     U_OUT,
     U,
     assert_equal,
     assert_within,
-    loaded,
-    need_isa,
     problem,
     product64,
 )
@@ -31,14 +28,7 @@ FORMATS = ("int8", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "fp6_e2m3"
 SCALES = (0.02, 1.0, 0.0, 2.0**-126, 2.0**-127, 2.0**127, float("nan"), float("inf"), -1.0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def kernels() -> None:
-    loaded()
-
-
-@pytest.fixture(params=ISAS, ids=list(ISAS.values()))
-def isa(request: pytest.FixtureRequest) -> int:
-    return need_isa(request.param)
+pytestmark = pytest.mark.usefixtures("kernels")
 
 
 def normal(*shape: int, seed: int = 1) -> Tensor:

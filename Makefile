@@ -8,7 +8,7 @@ TEST_ENV := TORCHINDUCTOR_COMPILE_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLEL
 
 ONE_CORE := $(TEST_ENV) OMP_NUM_THREADS=1
 TRITON     := tests/triton tests/kernels_compile
-OTHER_HALF := tests/algorithms tests/cli tests/model tests/nn tests/tuning
+OTHER_HALF := $(addprefix tests/,algorithms checkpoint cli integrations kernels model nn tuning)
 # pytest calls it an error if ARGS leave no test of a part.
 OR_NONE  := || [ $$? -eq 5 ]
 

@@ -82,10 +82,11 @@ QUICK = (CASES[0], CASES[2])
 
 
 def kernels_of(backend: QuantizingBackend) -> dict[str, int]:
-    """How many linears of the model each kernel runs, by the report; what runs otherwise under its status."""
+    """How many linears of the model each kernel runs, whatever it does beside the product, by the report; what runs
+    otherwise under its status."""
     found: Counter[str] = Counter()
     for site in (site for report in backend.reports for site in report.sites if site.op == "linear"):
-        found[site.kernel if site.status == "lowered" else site.status] += site.members
+        found[site.kernel.partition(" ")[0] if site.status == "lowered" else site.status] += site.members
     return dict(found)
 
 

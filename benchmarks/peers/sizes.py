@@ -48,8 +48,8 @@ def without_avx512(outcome: Outcome, threads: int, seconds: float) -> None:
         costs = {name: times[name] / times["float"] for name in ("int8dq", "int8wo")}
         words = {f"{name}, cost": f"{cost:.2f}x" for name, cost in costs.items()}
         outcome.add({"case": what, **words, "float ms": milliseconds(times["float"])}, **times)
-        for name in ("int8dq", "int8wo") if int(size) == max(SIZES) else ("int8dq",):
-            outcome.at_least(f"{name}, of float: {what}", 1 / costs[name], AVX2_FLOOR)
+        for name, cost in costs.items():
+            outcome.at_least(f"{name}, of float: {what}", 1 / cost, AVX2_FLOOR)
 
 
 def inside(threads: int, seconds: float) -> dict[int, dict[str, float]]:

@@ -204,7 +204,7 @@ Tensor output(const Tensor& x, const Geometry& g, size_t dims, int64_t out_chann
     Sizes sizes = {g.samples, out_channels};
     const auto in = x.sizes();
     for (size_t i = 0; i < dims; ++i) sizes.push_back(g.pointwise ? in[i + 2] : g.out[i + 3 - dims]);
-    return torch::stable::empty(sizes, x.scalar_type(), std::nullopt, x.device(), std::nullopt, memory_format(x));
+    return in_large_pages(torch::stable::empty(sizes, x.scalar_type(), std::nullopt, x.device(), std::nullopt, memory_format(x)));
 }
 
 Tensor int8_conv(const char* op, const Tensor& x, const std::optional<Scaling>& given, const Tensor& packed, const Tensor& scale,

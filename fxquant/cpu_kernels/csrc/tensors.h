@@ -10,6 +10,7 @@
 
 #include "kernels.h"
 #include "launch.h"
+#include "pages.h"
 
 namespace fxquant {
 
@@ -109,6 +110,11 @@ inline RowView row_view(const char* op, const char* what, const Tensor& x) {
 
 inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
+inline Tensor in_large_pages(Tensor fresh) {
+    prefer_huge_pages(fresh.data_ptr(), fresh.numel() * static_cast<int64_t>(fresh.element_size()));
+    return fresh;
+}
+
 // An uninitialized contiguous CPU tensor with x's leading sizes and `last` as its last one.
 inline Tensor like_rows(const Tensor& x, int64_t last, ScalarType type) {
     constexpr size_t kMostDims = 64;
@@ -126,7 +132,7 @@ inline Tensor like_rows(const Tensor& x, int64_t last, ScalarType type) {
     const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
     STABLE_TORCH_ERROR_CODE_CHECK(
         aoti_torch_empty_strided(dims, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &fresh));
-    return Tensor(fresh);
+    return in_large_pages(Tensor(fresh));
 }
 
 // Scale, bias and packed codes of one weight, checked, with float copies of what is not float32 yet. Keeps them alive.

@@ -19,6 +19,24 @@ _SIZES: dict[str, Any] = {
 }
 _GROUPED = _SIZES | {"num_key_value_heads": 2}
 _EXPERTS = {"num_experts": 4, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 64}
+_IMAGES: dict[str, Any] = {k: v for k, v in _SIZES.items() if k != "vocab_size"} | {"image_size": 32, "patch_size": 8}
+_WHISPER: dict[str, Any] = {
+    "d_model": 64,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 128,
+    "decoder_ffn_dim": 128,
+    "num_mel_bins": 16,
+    "max_source_positions": 20,
+    "max_target_positions": 32,
+    "vocab_size": WORDS,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+}
 # By name: the class of the model, that of its config, and the config's fields.
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", "LlamaConfig", _GROUPED),
@@ -37,7 +55,24 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "num_attention_heads": 4,
             "vocab_size": WORDS,
             "word_embed_proj_dim": 64,
+            "max_position_embeddings": 32,
         },
+    ),
+    "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", _GROUPED | {"head_dim": 16}),
+    "qwen3_moe": (
+        "Qwen3MoeForCausalLM",
+        "Qwen3MoeConfig",
+        _GROUPED | {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
+    ),
+    "gemma3": ("Gemma3ForCausalLM", "Gemma3TextConfig", _GROUPED | {"head_dim": 16}),
+    "phi3": ("Phi3ForCausalLM", "Phi3Config", _GROUPED | {"pad_token_id": 0}),
+    "modernbert": ("ModernBertModel", "ModernBertConfig", _SIZES | {"pad_token_id": 0}),
+    "whisper": ("WhisperForConditionalGeneration", "WhisperConfig", _WHISPER),
+    "vit": ("ViTForImageClassification", "ViTConfig", _IMAGES),
+    "clip": (
+        "CLIPModel",
+        "CLIPConfig",
+        {"text_config": _SIZES, "vision_config": _IMAGES, "projection_dim": 64},
     ),
     "t5": (
         "T5ForConditionalGeneration",
@@ -69,10 +104,23 @@ def saved(name: str, folder: Path, **fields: Any) -> Path:
     return folder
 
 
-def answer(model: Any) -> Tensor:
-    """The first output for `TOKENS`: logits, or hidden states."""
-    inputs = {"input_ids": TOKENS}
-    if model.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = TOKENS
+def inputs(model: Any) -> dict[str, Tensor]:
+    """What the model is called with: ids, images, sound, or two of them."""
+    torch.manual_seed(1)
+    given: dict[str, Tensor] = {}
+    config, kind = model.config, type(model).__name__
+    if kind.startswith("Whisper"):
+        given["input_features"] = torch.randn(2, config.num_mel_bins, 2 * config.max_source_positions)
+    elif model.main_input_name == "input_ids":
+        given["input_ids"] = TOKENS
+    if kind.startswith(("ViT", "CLIP")):
+        given["pixel_values"] = torch.randn(2, 3, 32, 32)
+    if config.is_encoder_decoder:
+        given["decoder_input_ids"] = TOKENS
+    return given
+
+
+def answer(model: Any, call: Any = None) -> Tensor:
+    """The first output for `inputs`: logits, or hidden states. call: what is called in the model's place."""
     with torch.no_grad():
-        return model(**inputs)[0]
+        return (model if call is None else call)(**inputs(model))[0]

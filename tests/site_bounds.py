@@ -42,7 +42,8 @@ def assert_site_within_bound(node: Node, call: Call, got: Tensor) -> None:
     """One kernel against float64: as exact as its op's docstring says."""
     args, kwargs = call
     x, *others = args
-    want, bound = _EXACT[node.target]([_prepared(x, kwargs), *others], got)
+    grouped = {name: kwargs[name] for name in ("x_group",) if name in kwargs}
+    want, bound = _EXACT[node.target]([_prepared(x, kwargs), *others], got, **grouped)
     if kwargs.get("activation") or kwargs.get("residual") is not None:
         # No function is steeper than 1.13, and each is off by 8u of its argument.
         bound = 1.13 * bound + 8 * U * want.abs()
@@ -99,13 +100,15 @@ def _linear_weight_only(args: list[Any], got: Tensor) -> Exact:
     return _float_product(x, weight, bias, k, got)
 
 
-def _linear_dynamic(args: list[Any], got: Tensor) -> Exact:
+def _linear_dynamic(args: list[Any], got: Tensor, x_group: int = 0) -> Exact:
     """Integer sums are exact; each group's is scaled and added in float32."""
     x, packed, scale, zero_point, bias, n, k, spec, _ = args
     weight = fx.decode_weight.default(packed, scale, zero_point, None, n, k, spec, torch.float32).double()
-    codes, x_scale = fx.int8_quantize_per_token.default(x)
-    rounded = codes.double() * x_scale.double()
-    return _float_product(rounded, weight, bias, max(1, scale.numel() // n), got)  # one float sum a granule
+    codes, x_scale, _ = fx.quantize_dynamic.default(x, f"int8/group{x_group}" if x_group else "int8/token")
+    groups = x_scale.shape[-1]
+    rounded = codes.double() * x_scale.double().repeat_interleave(x_group or k, -1)[..., :k]
+    terms = max(1, scale.numel() // n) + groups - 1  # one float sum a granule, and a group of x
+    return _float_product(rounded, weight, bias, terms, got)
 
 
 def _conv_weight_only(args: list[Any], got: Tensor) -> Exact:
@@ -161,7 +164,7 @@ def _float_product(
     return y, gamma * sums + (U + UNIT[got.dtype]) * y.abs()
 
 
-_EXACT: dict[Any, Callable[[list[Any], Tensor], Exact]] = {
+_EXACT: dict[Any, Callable[..., Exact]] = {
     fx.int8_linear_dynamic.default: _int8_linear_dynamic,
     fx.int8_linear.default: _int8_linear,
     fx.int8_linear_weight_only.default: _int8_linear_weight_only,

@@ -99,12 +99,13 @@ def test_the_whole_model_is_one_graph_under_inductor(name: str) -> None:
     assert least < sqnr(got, model(*inputs)) < least + 12.0
 
 
+@pytest.mark.parametrize("wrapper", ["python", "cpp"])
 @torch.no_grad()
-def test_inductor_runs_the_same_numbers() -> None:
+def test_inductor_runs_the_same_numbers(wrapper: str) -> None:
     """The kernels are the same ops; what Inductor fuses around them is float32, here a relu: exact."""
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 32)).eval(), torch.randn(3, 64)
-    got = torch.compile(model, backend="fxquant", fullgraph=True)(x)
+    got = torch.compile(model, backend="fxquant", fullgraph=True, options={"wrapper": wrapper})(x)
     torch._dynamo.reset()
     assert torch.equal(got, torch.compile(model, backend="fxquant", options=EAGER)(x))
 
@@ -241,7 +242,7 @@ def test_mode_travels_in_the_options() -> None:
 
 
 @torch.no_grad()
-def test_inductor_gets_the_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inductor_gets_the_mode_and_the_wrapper(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
 
     def compile_fx(gm: torch.fx.GraphModule, inputs: Any, config_patches: Any = None) -> Any:
@@ -252,8 +253,23 @@ def test_inductor_gets_the_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     compile_with({"mode": "max-autotune-no-cudagraphs"})(torch.randn(2, 8))
     assert given[0]["max_autotune"] is True
     torch._dynamo.reset()
+    compile_with({"wrapper": "cpp"})(torch.randn(2, 8))
+    assert given[1]["cpp_wrapper"] is True
+    torch._dynamo.reset()
     compile_with({})(torch.randn(2, 8))
-    assert not given[1]
+    assert not given[2]
+
+
+@torch.no_grad()
+def test_changed_weights_are_seen_without_guards_on_modules() -> None:
+    """A user may have Dynamo leave out its guards on modules: the weights are watched by us."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(64, 32, bias=False), torch.randn(2, 64)
+    options: Any = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe, **EAGER}
+    compiled = torch.compile(model, backend="fxquant", fullgraph=True, options=options)
+    before = compiled(x)
+    model.weight.mul_(2)
+    assert torch.equal(compiled(x), 2 * before)
 
 
 class Breaking(nn.Module):

@@ -12,6 +12,7 @@ from torch import Tensor
 from fxquant.algorithms import quantize
 from fxquant.errors import FxQuantError, GradientsNeedTraining, InvalidSpec, ShapeMismatch, UnsupportedActivation
 from fxquant.ops import reference
+from fxquant.ops.coded_linear import x_group_of
 from fxquant.spec import TensorSpec
 from tests.schemas import AROUND
 
@@ -25,7 +26,7 @@ SCHEMAS = {
     "linear_weight_only": "(Tensor x, Tensor packed, Tensor scale, Tensor? zero_point, Tensor? tensor_scale, "
     f"Tensor? bias, int out_features, int in_features, str spec, ScalarType dtype, int isa=0, {AROUND}) -> Tensor",
     "linear_dynamic": "(Tensor x, Tensor packed, Tensor scale, Tensor? zero_point, Tensor? bias, int out_features, "
-    f"int in_features, str spec, ScalarType dtype, int isa=0, {AROUND}) -> Tensor",
+    f"int in_features, str spec, ScalarType dtype, int isa=0, {AROUND}, int x_group=0) -> Tensor",
 }
 SPECS = ("int4/group32/affine/bf16", "int3/channel", "int2/group5/shift", "fp6_e3m2/block128x16", "int8/tensor")
 
@@ -227,3 +228,34 @@ def test_a_missing_tensor_scale_is_named() -> None:
 def test_linear_dynamic_takes_integers_in_whole_quads(text: str) -> None:
     w = Weight(text)
     refused("linear_dynamic", w.dynamic(w.x), InvalidSpec, "linear_dynamic takes integers, symmetric or affine")
+
+
+@pytest.mark.parametrize("x_group", [-4, 6])
+def test_linear_dynamic_takes_groups_of_x_in_whole_quads(x_group: int) -> None:
+    w = Weight("int8/channel")
+    around = (0, None, "", "", None, None, 0.0, x_group)  # from isa on
+    words = "linear_dynamic takes 0, for a scale per token, or a multiple of 4"
+    refused("linear_dynamic", (*w.dynamic(w.x), *around), InvalidSpec, words)
+
+
+@pytest.mark.parametrize(
+    ("spec", "x_group"),
+    [
+        ("int8/token", 0),
+        ("int8/group32", 32),
+        ("int8/group6", None),
+        ("int8/group32/e8m0", None),
+        ("int8/tensor", None),
+        ("float8_e4m3fn/group32", None),
+    ],
+)
+def test_how_linear_dynamic_quantizes_x(spec: str, x_group: int | None) -> None:
+    assert x_group_of(spec) == x_group
+
+
+def test_gradients_with_x_in_groups_are_those_of_the_decoded_weight() -> None:
+    w = Weight("int8/group32")
+    x = w.x.clone().requires_grad_()
+    OPS.linear_dynamic(*w.dynamic(x), x_group=8).square().sum().backward()
+    y = reference.linear_dynamic(*w.dynamic(w.x), x_group=8)
+    torch.testing.assert_close(x.grad, 2 * y @ reference.decode_weight(*w.decode()), rtol=1e-5, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Measure the three models in every recipe, write the results, and renew the tables and the plot.
+"""Measure the models in every recipe, write the results, and renew the tables and the plot.
 
 python -m benchmarks.accuracy [--quick] [--only MODEL ...] [--recipes GLOB ...] [--write docs]
 """
@@ -15,17 +15,19 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.accuracy import dit, document, efficientnet, minilm
+from benchmarks.accuracy import dit, document, efficientnet, minilm, smollm2
 from benchmarks.accuracy.measure import Row, Settings, float_form, float_row, measured, plain_scores
 from benchmarks.accuracy.recipes import Recipe, all_recipes
 from benchmarks.accuracy.results import FOLDER, SUBJECTS, Results, save
 from benchmarks.accuracy.subject import Forward, Outputs, Subject
 from benchmarks.harness import machine, progress
+from benchmarks.peers.absent import Absent
 
 MAKE: dict[str, Callable[[bool], Subject]] = {
     "minilm": minilm.subject,
     "efficientnet": efficientnet.subject,
     "dit": dit.subject,
+    "smollm2": smollm2.subject,
 }
 
 
@@ -48,6 +50,7 @@ def chosen_recipes(subject: Subject, globs: list[str]) -> list[Recipe]:
         for recipe in all_recipes()
         if any(fnmatchcase(recipe.name, glob) for glob in globs)
         and (subject.has_embeddings or not recipe.needs_embeddings)
+        and subject.name in (recipe.only or subject.name)
     ]
 
 
@@ -105,7 +108,11 @@ def main(chosen: argparse.Namespace) -> int:
         torch.set_num_threads(chosen.threads)
     failed = []
     for name in chosen.only:
-        results = measure_subject(name, chosen)
+        try:
+            results = measure_subject(name, chosen)
+        except Absent as absent:
+            sys.stdout.write(f"{name} is skipped: {absent}\n")
+            continue
         sys.stdout.write(f"{document.section(results)}\n\nwritten to {save(results, chosen.results)}\n\n")
         sys.stdout.flush()
         failed += [f"{name} {row.recipe}" for row in results.rows if row.error]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -61,11 +62,12 @@ def float8(weight: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def rounded(model: nn.Module, quantize: Quantizer) -> nn.Module:
-    """A copy of the model whose linears and convolutions have rounded weights; the rest is as it was."""
+def rounded(model: nn.Module, quantize: Quantizer, exclude: str | None = None) -> nn.Module:
+    """A copy of the model whose linears and convolutions have rounded weights; the rest is as it was, and `exclude`."""
     twin = copy.deepcopy(model)
-    for module in twin.modules():
-        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+    for name, module in twin.named_modules():
+        left = exclude is not None and fnmatchcase(name, exclude)
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) and not left:
             weight = module.weight
             weight.copy_(quantize(weight.flatten(1)).view_as(weight))
     return twin

@@ -90,7 +90,7 @@ def reference_lines(results: Results, reference: Reference) -> Iterator[list[str
             f"{expected:g}",
             NONE if plain is None else f"{plain:.{metric.digits}f}",
             f"{got:.{metric.digits}f}",
-            verdict(metric.key, got, expected + shift(results, metric.key), plain),
+            verdict(metric, got, expected + shift(results, metric.key), plain),
         ]
 
 
@@ -100,13 +100,15 @@ def shift(results: Results, key: str) -> float:
     return row.scores[key] - float_reference[key] if row is not None and key in float_reference else 0.0
 
 
-def verdict(key: str, got: float, expected: float, plain: float | None) -> str:
-    """Whether a figure is what was expected; if it is less, whether plain rounding gives just that here."""
-    if got >= expected - SLACK[key]:
-        return "as expected" if got <= expected + SLACK[key] else "better"
-    if plain is not None and got >= plain - SLACK[key]:
-        return "less, as plain rounding here"
-    return "**less**"
+def verdict(metric: Metric, got: float, expected: float, plain: float | None) -> str:
+    """Whether a figure is what was expected; if it is worse, whether plain rounding gives just that here."""
+    sign, slack, worse = (-1, SLACK[metric.key], "more") if metric.is_less_better else (1, SLACK[metric.key], "less")
+    got, expected = sign * got, sign * expected
+    if got >= expected - slack:
+        return "as expected" if got <= expected + slack else "better"
+    if plain is not None and got >= sign * plain - slack:
+        return f"{worse}, as plain rounding here"
+    return f"**{worse}**"
 
 
 def tables(results: list[Results]) -> str:

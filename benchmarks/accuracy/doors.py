@@ -19,7 +19,7 @@ from torch import Tensor
 import fxquant
 from benchmarks.accuracy import dit, efficientnet, minilm
 from benchmarks.accuracy.document import MARK, PAGE
-from benchmarks.accuracy.results import FOLDER, SUBJECTS
+from benchmarks.accuracy.results import FOLDER
 from benchmarks.accuracy.subject import Outputs, Subject
 from benchmarks.harness import machine, progress
 from benchmarks.table import markdown
@@ -144,7 +144,7 @@ def main(chosen: argparse.Namespace) -> int:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="little data and few recipes: shows that it works")
-    parser.add_argument("--only", nargs="+", choices=SUBJECTS, default=SUBJECTS, help="these models")
+    parser.add_argument("--only", nargs="+", choices=list(MAKE), default=list(MAKE), help="these models")
     parser.add_argument("--results", type=Path, default=FOLDER, help="folder for doors.json")
     parser.add_argument("--write", type=Path, help="a folder whose accuracy.md to renew")
     return parser.parse_args()

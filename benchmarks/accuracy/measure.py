@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from benchmarks.accuracy.control import rounded
 from benchmarks.accuracy.recipes import FLOAT, Recipe
 from benchmarks.accuracy.references import REFERENCES
 from benchmarks.accuracy.subject import Forward, Outputs, Subject
-from benchmarks.timing import paired
+from benchmarks.timing import Stats, paired
 from fxquant.report import ModelReport, Site
 
 
@@ -77,18 +78,16 @@ def float_row(subject: Subject, want: Outputs) -> Row:
 
 def measured(subject: Subject, recipe: Recipe, want: Outputs, plain: Forward, settings: Settings) -> Row:
     """Quality on the whole task, then time. Raises what fxquant raises."""
+    if subject.is_frozen:
+        return frozen(subject, recipe, want, plain, settings)
     started = time.perf_counter()
-    options = {**recipe.options, "executor": settings.executor, "numerics": True}
+    kept = {} if subject.exclude is None else {"exclude": subject.exclude}
+    options = {**kept, **recipe.options, "executor": settings.executor, "numerics": True}
     model = fxquant.compile(subject.model, dynamic=False, fullgraph=True, **options)
     scores = subject.score(subject.run(model), want)
     report = model.report()
     sites = quantized_sites(report)
-    with torch.no_grad():
-        stats = paired(
-            {"float": lambda: plain(*subject.timed), "quantized": lambda: model(*subject.timed)},
-            seconds=settings.seconds,
-            min_rounds=5,
-        )
+    stats = _timed(subject, plain, model, settings)
     return Row(
         recipe=recipe.name,
         family=recipe.family,
@@ -101,6 +100,34 @@ def measured(subject: Subject, recipe: Recipe, want: Outputs, plain: Forward, se
         seconds={name: one.median for name, one in stats.items()},
         took=time.perf_counter() - started,
     )
+
+
+def frozen(subject: Subject, recipe: Recipe, want: Outputs, plain: Forward, settings: Settings) -> Row:
+    """The same through the model door, in plain eager. It does not say which site is worst."""
+    started = time.perf_counter()
+    model = copy.deepcopy(subject.model)
+    kept = {} if subject.exclude is None else {"exclude": subject.exclude}
+    report = fxquant.quantize(model, **{**kept, **recipe.options})
+    fxquant.freeze(model)
+    scores = subject.score(subject.run(model), want)
+    before, after = (sum(getattr(row, name) for row in report.quantized) for name in ("bytes_before", "bytes_after"))
+    stats = _timed(subject, plain, model, settings)
+    return Row(
+        recipe=recipe.name,
+        family=recipe.family,
+        spec=", ".join(dict.fromkeys(str(row.spec) for row in report.quantized)),
+        scores=scores,
+        size=Size(before, after, sum(parameter.nbytes for parameter in subject.model.parameters())),
+        left_float=len(report.skipped),
+        seconds={name: one.median for name, one in stats.items()},
+        took=time.perf_counter() - started,
+    )
+
+
+@torch.no_grad()
+def _timed(subject: Subject, plain: Forward, model: Forward, settings: Settings) -> dict[str, Stats]:
+    candidates = {"float": lambda: plain(*subject.timed), "quantized": lambda: model(*subject.timed)}
+    return paired(candidates, seconds=settings.seconds, min_rounds=5)
 
 
 def quantized_sites(report: ModelReport) -> list[Site]:
@@ -138,5 +165,7 @@ def plain_scores(subject: Subject, want: Outputs) -> dict[str, dict[str, float]]
     found = {}
     for reference in REFERENCES:
         if reference.plain is not None:
-            found[reference.scheme] = subject.score(subject.run(rounded(subject.model, reference.plain)), want)
+            found[reference.scheme] = subject.score(
+                subject.run(rounded(subject.model, reference.plain, subject.exclude)), want
+            )
     return found

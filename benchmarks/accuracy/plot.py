@@ -25,6 +25,7 @@ STYLES = {
     "other round-to-nearest": ("#999999", "D"),
     "algorithm": ("#009E73", "P"),
     "embeddings": ("#CC79A7", "X"),
+    "output layer too": ("#000000", "*"),
 }
 # Where a label may stand, in points from its mark: beside it first, then ever farther above and below.
 PLACES = tuple(
@@ -73,6 +74,9 @@ def panel(axis: Axes, results: Results) -> None:
     axis.set_title(results.title, loc="left", fontsize=11)
     axis.set_xlabel("quantized weights with their scales, MB")
     axis.set_ylabel(metric.heading)
+    if metric.is_less_better:
+        axis.set_yscale("log")
+        axis.invert_yaxis()
     axis.grid(color="#dddddd", linewidth=0.6)
     axis.margins(x=0.12, y=0.12)
     axis.legend(loc="lower right", fontsize=8, framealpha=0.9)

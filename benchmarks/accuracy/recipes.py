@@ -13,11 +13,15 @@ FLOAT = "float32"
 
 @dataclass(frozen=True)
 class Recipe:
-    """A row: its name, the options of `fxquant.compile`, and the group that it belongs to in tables and plots."""
+    """A row: its name, the options of `fxquant.compile`, and the group that it belongs to in tables and plots.
+
+    only: the name of the one model that it is for.
+    """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
     family: str = "preset"
+    only: str | None = None
 
     @property
     def needs_embeddings(self) -> bool:
@@ -38,6 +42,14 @@ def preset_recipes() -> tuple[Recipe, ...]:
     return tuple(Recipe(name, {"preset": name}, family_of(name)) for name in PRESETS)
 
 
+INT4_GENERATE: Mapping[str, Any] = {
+    "preset": "int4dq",
+    "group_size": 32,
+    "algorithm": "mse",
+    "rules": {"*.self_attn.*": "int8dq", "*lm_head": "int8dq"},
+    "exclude": (),
+}
+
 EXTRA = (
     Recipe("int4 per channel", {"weights": "int4/channel"}, "other round-to-nearest"),
     Recipe("int4 g32 symmetric", {"weights": "int4/group32"}, "other round-to-nearest"),
@@ -49,6 +61,9 @@ EXTRA = (
     Recipe("int2wo, mse", {"preset": "int2wo", "algorithm": "mse"}, "algorithm"),
     Recipe("int2wo, hqq", {"preset": "int2wo", "algorithm": "hqq"}, "algorithm"),
     Recipe("int8wo, int8 embeddings", {"preset": "int8wo", "embeddings": "int8"}, "embeddings"),
+    # What `generate` is timed with, the output layer included.
+    Recipe("int8dq, head too", {"preset": "int8dq", "exclude": ()}, "output layer too", "smollm2"),
+    Recipe("int4dq, int8 attention and head", INT4_GENERATE, "output layer too", "smollm2"),
 )
 
 

@@ -18,6 +18,7 @@ class Metric:
     key: str
     heading: str
     digits: int
+    is_less_better: bool = False
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Subject:
 
     ``run`` does the whole task with the model or a compiled form of it; ``score`` compares two such outcomes, the
     quantized first, and gives a figure for each of ``metrics`` (plots show the first). ``timed`` are the inputs of one
-    timed call. ``source`` says what the task's data is, ``timed_as`` what one timed call is.
+    timed call. ``source`` says what the task's data is, ``timed_as`` what one timed call is. ``exclude`` is a glob of
+    modules that stay float. ``is_frozen``: through the model door, as a model so deep takes half a minute to compile.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Subject:
     run: Callable[[Forward], Outputs]
     score: Callable[[Outputs, Outputs], dict[str, float]]
     timed: tuple[Tensor, ...]
+    exclude: str | None = None
+    is_frozen: bool = False
 
     @property
     def has_embeddings(self) -> bool:

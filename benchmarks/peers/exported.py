@@ -51,42 +51,57 @@ def weights(mode: str, model: Any, calibration: Sequence[Inputs]) -> Any:
     return nncf.compress_weights(model, mode=nncf.CompressWeightsMode[mode], **grouped)
 
 
-def openvino(
-    change: Callable[[Any, Sequence[Inputs]], Any] | None, subject: Subject, threads: int
-) -> Callable[[], Tensor]:
-    """OpenVINO's CPU plugin, one stream, otherwise as it is out of the box: in bfloat16 where the CPU has it."""
+class Exported:
+    """A tool that is prepared once a model, which takes long, and started for a number of threads."""
+
+    def __init__(self, prepare: Callable[[Subject], Any], start: Callable[[Any, Subject, int], Callable[[], Tensor]]):
+        self._prepare, self._start = prepare, start
+        self._prepared: tuple[Subject, Any] | None = None
+
+    def __call__(self, subject: Subject, threads: int) -> Callable[[], Tensor]:
+        if self._prepared is None or self._prepared[0] is not subject:
+            self._prepared = subject, self._prepare(subject)
+        return self._start(self._prepared[1], subject, threads)
+
+
+def openvino(change: Callable[[Any, Sequence[Inputs]], Any], subject: Subject) -> Any:
+    """OpenVINO's model, quantized by NNCF."""
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    library = need("openvino")
-    model = _openvino_model(subject)
-    if change is not None:
-        model = change(model, subject.calibration)
+    return change(_openvino_model(subject), subject.calibration)
+
+
+def openvino_request(model: Any, subject: Subject, threads: int) -> Callable[[], Tensor]:
+    """OpenVINO's CPU plugin, one stream, otherwise as it is out of the box: in bfloat16 where the CPU has it."""
     options = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
-    request = library.Core().compile_model(model, "CPU", options).create_infer_request()
+    request = need("openvino").Core().compile_model(model, "CPU", options).create_infer_request()
     arrays = _arrays(subject.inputs)
     return lambda: torch.from_numpy(request.infer(arrays, share_inputs=True, share_outputs=True)[0])
 
 
-def onnxruntime(int8: bool, subject: Subject, threads: int) -> Callable[[], Tensor]:
-    """ONNX Runtime's CPU provider; `int8`: dynamic quantization, one scale a channel of the weight."""
-    runtime, _ = need("onnxruntime"), need("onnxscript")
+def onnx_int8(subject: Subject) -> bytes:
+    """The ONNX file with ONNX Runtime's dynamic quantization, one scale a channel of the weight."""
+    need("onnxscript")
     _only_tensors(subject)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     quantization = need("onnxruntime.quantization", "onnx")
     with tempfile.TemporaryDirectory(prefix="fxquant-onnx-") as folder:
-        path = Path(folder) / "float.onnx"
+        path, changed = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(subject.model, subject.inputs, path, dynamo=True, verbose=False, external_data=False)
-        if int8:
-            _forget_inner_shapes(path)
-            logging.getLogger().setLevel(logging.ERROR)  # it advises on the root logger
-            changed = path.with_name("int8.onnx")
-            quantization.quantize_dynamic(path, changed, per_channel=True, weight_type=quantization.QuantType.QInt8)
-            path = changed
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # candidates take turns
-        session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        _forget_inner_shapes(path)
+        logging.getLogger().setLevel(logging.ERROR)  # it advises on the root logger
+        quantization.quantize_dynamic(path, changed, per_channel=True, weight_type=quantization.QuantType.QInt8)
+        return changed.read_bytes()
+
+
+def onnxruntime(model: bytes, subject: Subject, threads: int) -> Callable[[], Tensor]:
+    """ONNX Runtime's CPU provider."""
+    runtime = need("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # candidates take turns
+    session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     names = [argument.name for argument in session.get_inputs()]
     arrays = dict(zip(names, _arrays(subject.inputs), strict=True))
     return lambda: torch.from_numpy(session.run(None, arrays)[0])
@@ -110,8 +125,8 @@ def _arrays(inputs: Inputs) -> list[Any]:
 
 
 TOOLS: dict[str, Callable[[Subject, int], Callable[[], Tensor]]] = {
-    "OpenVINO w8a8": partial(openvino, calibrated),
-    "OpenVINO 8-bit weights": partial(openvino, partial(weights, "INT8_ASYM")),
-    "OpenVINO 4-bit weights": partial(openvino, partial(weights, "INT4_ASYM")),
-    "ONNX Runtime int8": partial(onnxruntime, True),
+    "OpenVINO w8a8": Exported(partial(openvino, calibrated), openvino_request),
+    "OpenVINO 8-bit weights": Exported(partial(openvino, partial(weights, "INT8_ASYM")), openvino_request),
+    "OpenVINO 4-bit weights": Exported(partial(openvino, partial(weights, "INT4_ASYM")), openvino_request),
+    "ONNX Runtime int8": Exported(onnx_int8, onnxruntime),
 }

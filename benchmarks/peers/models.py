@@ -1,6 +1,7 @@
 """Whole models in fxquant and in every tool a user would pick instead: time, error and memory of each.
 
-A process a model: there all tools take turns. Results: peers.models.json and .png; page.py makes the tables.
+A process a model: there all tools take turns, on one thread, then on two. Results: peers.models.json and .png; page.py
+makes the tables.
 """
 
 from __future__ import annotations
@@ -22,22 +23,21 @@ from benchmarks.peers.ours import FLOAT
 from benchmarks.peers.subjects import SUBJECTS
 from benchmarks.peers.versions import versions
 
-LIMIT = 300  # seconds a process
+LIMIT = 480  # seconds a process
 
 
-def run(subject: str, threads: int, tools: Sequence[str], seconds: float) -> dict[str, Any] | str:
-    """What one.py found, or in words why there is nothing."""
+def run(subject: str, threads: Sequence[int], seconds: float) -> tuple[list[dict[str, Any]], str]:
+    """What one.py found, an entry for each number of threads that it came to, and in words why there is no more."""
     with tempfile.TemporaryDirectory(prefix="fxquant-peers-") as folder:
         path = Path(folder) / "found.json"
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.peers.one", "--subject", subject]
-        command += ["--threads", str(threads), "--seconds", str(seconds), "--json", str(path), "--tools", *tools]
+        command += ["--threads", *map(str, threads), "--seconds", str(seconds), "--json", str(path)]
         try:
             done = subprocess.run(command, timeout=LIMIT, stdout=subprocess.DEVNULL)
+            why = f"its process ended with {done.returncode}"
         except subprocess.TimeoutExpired:
-            return f"not done after {LIMIT} s"
-        if not path.exists():
-            return f"its process ended with {done.returncode}"
-        return json.loads(path.read_text(encoding="utf-8"))
+            why = f"not done after {LIMIT} s"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else [], why
 
 
 def rows(outcome: Outcome, found: Mapping[str, Any]) -> None:
@@ -59,22 +59,22 @@ def rows(outcome: Outcome, found: Mapping[str, Any]) -> None:
 def main(chosen: argparse.Namespace) -> int:
     outcome = Outcome("peers.models", "Whole models beside other tools, in turns in one process a model")
     outcome.notes.extend(choice.NOTES)
-    jobs = [(subject, 1, choice.TOOLS[subject]) for subject in chosen.subjects]
-    if not chosen.quick:
-        jobs += [(s, 2, choice.TWO_THREADS[s]) for s in chosen.subjects if s in choice.TWO_THREADS]
     results: dict[tuple[str, int], dict[str, Any]] = {}
-    for subject, threads, tools in jobs:
+    for subject in chosen.subjects:
+        threads = [n for n in ((1,) if chosen.quick else (1, 2)) if choice.tools(subject, n)]
         spent = time.perf_counter() - outcome.started
-        late = f"not measured: {chosen.minutes:g} minutes were up" if spent > 60 * chosen.minutes else ""
-        found = late or run(subject, threads, tools, 3.0 if chosen.quick else chosen.seconds)
-        if isinstance(found, str):
-            progress(f"{subject}: {found}")
-            outcome.demand(f"{subject}, {threads} thread(s)", False, found, "a result")
-            continue
-        taken = time.perf_counter() - outcome.started - spent
-        progress(f"{subject}, {threads} thread(s): {taken:.0f} s, load {os.getloadavg()[0]:.1f}")
-        results[subject, threads] = found
-        rows(outcome, found)
+        if spent > 60 * chosen.minutes:
+            found, why = [], f"not measured: {chosen.minutes:g} minutes were up"
+        else:
+            found, why = run(subject, threads, 3.0 if chosen.quick else chosen.seconds)
+            taken = time.perf_counter() - outcome.started - spent
+            progress(f"{subject}, {threads} thread(s): {taken:.0f} s, load {os.getloadavg()[0]:.1f}")
+        for one in found:
+            results[subject, one["threads"]] = one
+            rows(outcome, one)
+        for missing in threads[len(found) :]:
+            progress(f"{subject}, {missing} thread(s): {why}")
+            outcome.demand(f"{subject}, {missing} thread(s)", False, why, "a result")
     demands.check(outcome, results)
     outcome.notes.extend([*demands.skipped(results), f"versions: {versions()}"])
     status = finish(outcome, chosen)
@@ -87,5 +87,5 @@ if __name__ == "__main__":
     parser = arguments(__doc__)
     parser.add_argument("--subjects", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
     parser.add_argument("--seconds", type=float, default=6.0, help="timing per model")
-    parser.add_argument("--minutes", type=float, default=12.5, help="no model is begun later than this")
+    parser.add_argument("--minutes", type=float, default=15.0, help="no model is begun later than this")
     sys.exit(main(parser.parse_args()))

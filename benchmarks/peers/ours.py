@@ -31,8 +31,13 @@ def plain(subject: Subject, threads: int) -> Callable[[], Tensor]:
 
 
 def quantized(config: QuantConfig, subject: Subject, threads: int) -> Callable[[], Tensor]:
-    """backend="fxquant" on the same model. Raises NoKernels where the C++ library could not be built."""
+    """backend="fxquant" on the same model; a decode step is called from C++, as docs/tuning.md advises.
+
+    Raises NoKernels where the C++ library could not be built.
+    """
     with_kernels()
+    if subject.step:
+        config = config.with_fields(wrapper="cpp")
     fn = torch.compile(subject.model, backend=QuantizingBackend(config), dynamic=False, fullgraph=True)
     return lambda: fn(*subject.inputs)
 
@@ -41,12 +46,14 @@ def quantized(config: QuantConfig, subject: Subject, threads: int) -> Callable[[
 # there 8 bits for the head.
 INT8 = QuantConfig(preset="int8dq")
 INT4 = QuantConfig(preset="int4dq", group_size=32, rules={"*lm_head": "int8dq"})
+INT8_GROUPS = QuantConfig("w=int8/group128 x=int8/group128")
 INT4_WEIGHTS = QuantConfig(preset="int4wo", rules={"*lm_head": "int8wo"})
 INT8_WEIGHTS = QuantConfig(preset="int8wo")
 
 FLOAT = "float32 Inductor"
 OURS: dict[str, Build] = {
     "fxquant int8dq": partial(quantized, INT8),
+    "fxquant int8dq, groups": partial(quantized, INT8_GROUPS),
     "fxquant int4dq": partial(quantized, INT4),
     "fxquant int4wo": partial(quantized, INT4_WEIGHTS),
     "fxquant int8wo": partial(quantized, INT8_WEIGHTS),
@@ -54,6 +61,7 @@ OURS: dict[str, Build] = {
 # The same in words, for tables.
 RECIPES = {
     "fxquant int8dq": "int8 weights, int8 activations per token",
+    "fxquant int8dq, groups": "int8 weights and int8 activations, both in groups of 128",
     "fxquant int4dq": "int4 weights in groups of 32, int8 activations per token, int8 head",
     "fxquant int4wo": "int4 weights in groups of 128, float activations, int8 head",
     "fxquant int8wo": "int8 weights, float activations",

@@ -33,28 +33,38 @@ def load() -> Any:
     """The float32 `LlamaForCausalLM`, in eval mode."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(_folder(), dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(folder(), dtype=torch.float32).eval()
 
 
 def text_ids(count: int) -> list[int]:
     """The first `count` ids of this repository's licence: text that is always there."""
-    ids = json.loads((_folder() / "text_ids.json").read_text(encoding="utf-8"))
+    ids = json.loads((folder() / "text_ids.json").read_text(encoding="utf-8"))
     return [ids[i % len(ids)] for i in range(count)]
 
 
-def _folder() -> Path:
-    """The converted model, with the text's ids beside it; the ids are written last."""
-    if (FOLDER / "text_ids.json").exists():
-        return FOLDER
-    need("gguf")
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+def folder() -> Path:
+    """The converted model with its tokenizer, and the text's ids beside; the ids are written last. Raises Absent."""
+    if not (FOLDER / "text_ids.json").exists():
+        need("gguf")
+        from transformers import AutoModelForCausalLM, GgufConfig
 
-    source = gguf_file()
-    model = AutoModelForCausalLM.from_pretrained(
-        source.parent, gguf_file=FILE, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-    )
-    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=FILE)
-    model.save_pretrained(FOLDER)
-    ids = tokenizer(TEXT.read_text(encoding="utf-8"))["input_ids"]
-    (FOLDER / "text_ids.json").write_text(json.dumps(ids), encoding="utf-8")
+        source = gguf_file()
+        model = AutoModelForCausalLM.from_pretrained(
+            source.parent, gguf_file=FILE, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        )
+        model.save_pretrained(FOLDER)
+        ids = _tokenizer()(TEXT.read_text(encoding="utf-8"))["input_ids"]
+        (FOLDER / "text_ids.json").write_text(json.dumps(ids), encoding="utf-8")
+    elif not (FOLDER / "tokenizer.json").exists():
+        _tokenizer()
     return FOLDER
+
+
+def _tokenizer() -> Any:
+    """Converted, and saved beside the model."""
+    need("gguf")
+    from transformers import AutoTokenizer
+
+    found = AutoTokenizer.from_pretrained(gguf_file().parent, gguf_file=FILE)
+    found.save_pretrained(FOLDER)
+    return found

@@ -26,6 +26,7 @@ class Subject:
     """A model, the inputs that are timed, and others of the same shape to calibrate on.
 
     rewind   puts the model's state back to what it was before a call; called before each one.
+    step     one token is decoded: a model that is called again and again.
     tokens   the ids behind it, if it is SmolLM2: prefix and the part that is timed, for tools that load it themselves.
     """
 
@@ -36,6 +37,7 @@ class Subject:
     rewind: Callable[[], None] = _nothing
     tokens: tuple[Sequence[int], Sequence[int]] | None = None
     exportable: bool = True
+    step: bool = False
 
 
 class Logits(nn.Module):
@@ -87,7 +89,7 @@ def decoder(batch: int, tokens: int) -> Subject:
     )
     model = Logits(LlamaForCausalLM(config)).eval().requires_grad_(False)
     inputs, *rest = [(torch.randint(0, 8192, (batch, tokens)),) for _ in range(5)]
-    return Subject(f"decoder, {batch} x {tokens} tokens", model, inputs, rest)
+    return Subject(f"decoder, {batch} x {tokens} tokens", model, inputs, rest, step=batch * tokens == 1)
 
 
 def encoder() -> Subject:
@@ -149,7 +151,8 @@ def smollm2_step() -> Subject:
     prefix, step = torch.tensor([ids[:PREFIX]]), torch.tensor([ids[PREFIX:]])
     model = DecodeStep(lm, prefix, CACHE).eval().requires_grad_(False)
     tokens = (ids[:PREFIX], ids[PREFIX:])
-    return Subject("SmolLM2-135M, one decode step", model, (step,), [(step,)], model.rewind, tokens, exportable=False)
+    name = "SmolLM2-135M, one decode step"
+    return Subject(name, model, (step,), [(step,)], model.rewind, tokens, exportable=False, step=True)
 
 
 def smollm2_prefill() -> Subject:

@@ -54,6 +54,8 @@ def _spec_of(node: Node, arguments: dict[str, Any]) -> LinearSpec:
     weights = TensorSpec.parse(arguments.get("spec", "int8/channel"))
     inside = _INSIDE.get(kernel.rpartition("_")[2])
     activations = TensorSpec.parse(inside["conv" in kernel]) if inside else None
+    if group := arguments.get("x_group"):
+        activations = TensorSpec.parse(f"int8/group{group}")
     if "x_spec" in arguments:
         activations = _spec_of_codes(arguments["codes"], arguments["x_spec"])
     elif activations is None and isinstance(x, Node):

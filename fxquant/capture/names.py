@@ -10,7 +10,7 @@ from torch.fx import Graph, GraphModule, Node
 
 _ROOT = re.compile(r"^[A-Z]\['([^']*)'\]")
 _STEP = re.compile(r"\._(?:modules|parameters|buffers)\['([^']*)'\]|\.([^.\[\]]+)|\['([^']*)'\]|\[(\d+)\]")
-_NOT_A_STEP = ("__dict__", "__closure__", "cell_contents")
+_NOT_A_STEP = ("__dict__", "__closure__", "cell_contents", "_modules", "_parameters", "_buffers")
 # What the weight of a module is called: its product is the module's; any other parameter's product has its own name.
 _WEIGHT_NAMES = ("weight", "weight_orig", "weight_v", "weight_g")
 

@@ -1,4 +1,4 @@
-"""The command line: `fxquant kernels …` and `fxquant tune …`. The top layer: nothing imports it, and typer with it."""
+"""The command line: `fxquant quantize`, `serve`, `tune`, `kernels`. The top layer: nothing imports it."""
 
 from __future__ import annotations
 

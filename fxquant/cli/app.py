@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from fxquant.cli.kernels import kernels
 from fxquant.cli.quantize import quantize
+from fxquant.cli.serve import serve
 from fxquant.cli.tune import tune
 from fxquant.errors import FxQuantError
 
@@ -31,7 +32,7 @@ class NamedErrors(TyperGroup):
 
 app = typer.Typer(
     name="fxquant",
-    help="Quantize models; see which kernels there are, what they compile to, and tune them.",
+    help="Quantize models and serve them; see which kernels there are, what they compile to, and tune them.",
     cls=NamedErrors,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -40,6 +41,7 @@ app = typer.Typer(
 app.add_typer(kernels, name="kernels")
 app.command()(tune)
 app.command()(quantize)
+app.command()(serve)
 
 
 def main() -> None:

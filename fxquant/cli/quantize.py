@@ -35,7 +35,7 @@ def quantize(
     """Quantize a model of transformers: each weight as it is read, so that memory holds the quantized model and one."""
     fields: dict[str, Any] = {"weights": weights, "activations": activations, "embeddings": embeddings}
     fields |= {"group_size": group_size, "algorithm": algorithm, "include": include, "exclude": exclude}
-    fields["rules"] = [_rule(text) for text in rule or []] or None
+    fields["rules"] = [rule_of(text) for text in rule or []] or None
     if dtype not in _DTYPES:
         raise InvalidOption("dtype", dtype, f"it takes {', '.join(_DTYPES)}")
     if target.exists() and not overwrite and (not target.is_dir() or any(target.iterdir())):
@@ -75,7 +75,8 @@ def _model_class(source: Path) -> Any:
     return kind
 
 
-def _rule(text: str) -> tuple[str, str | None]:
+def rule_of(text: str) -> tuple[str, str | None]:
+    """A glob and its preset, as the command line spells them. Raises `InvalidOption`."""
     pattern, equals, spec = text.partition("=")
     if not equals or not pattern:
         raise InvalidOption("rule", text, "it takes GLOB=PRESET, or GLOB=none for modules that stay float")

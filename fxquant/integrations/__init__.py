@@ -12,6 +12,8 @@ from fxquant.errors import PackageMissing
 LAZY = {
     "FxQuantConfig": ("transformers", "transformers"),
     "QuantizedModelForCausalLM": ("transformers_models", "transformers"),
+    "QuantizedDiffusersModel": ("diffusers_models", "diffusers"),
+    "compile_pipeline": ("diffusers_compile", "diffusers"),
 }
 
 
@@ -20,4 +22,6 @@ def lazy(name: str) -> Any:
     module, library = LAZY[name]
     if find_spec(library) is None:
         raise PackageMissing(library, name)
+    if name == "FxQuantConfig" and find_spec("diffusers") is not None:
+        import_module(f"{__name__}.diffusers")  # registers there as well: either library may be imported first
     return getattr(import_module(f"{__name__}.{module}"), name)

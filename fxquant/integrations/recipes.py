@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -12,6 +13,14 @@ from fxquant.integrations.module_tables import ModuleTable
 from fxquant.spec import ConfigLike, NumberFormat, QuantConfig, TensorSpec, resolve_config
 
 METHOD = "fxquant"
+
+
+class Method(str, Enum):
+    """The name by which libraries know this method: a text to transformers, of an Enum to diffusers."""
+
+    FXQUANT = METHOD
+
+
 FORMAT = 1
 FIELDS = (
     "preset", "weights", "activations", "embeddings", "group_size", "algorithm", "include", "exclude", "rules",

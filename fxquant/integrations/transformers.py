@@ -7,16 +7,15 @@ imported this.
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
-from torch import nn
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from fxquant.errors import FxQuantError, InvalidOption, InvalidQuantizationMap, NothingQuantized, StateDictMismatch
+from fxquant.errors import FxQuantError, InvalidOption, InvalidQuantizationMap, NothingQuantized
+from fxquant.integrations.arrivals import awaits_codes, check_all_came, freeze_rest
 from fxquant.integrations.module_tables import ModuleTable
-from fxquant.integrations.recipes import METHOD, Recipe
+from fxquant.integrations.recipes import METHOD, Method, Recipe
 from fxquant.integrations.transformers_loading import (
     LoadCodes,
     QuantizeOnArrival,
@@ -27,10 +26,7 @@ from fxquant.integrations.transformers_loading import (
 )
 from fxquant.integrations.transformers_skeleton import Skeleton, make_skeleton
 from fxquant.model import QuantizeReport, quantize
-from fxquant.model.freezing import freeze_modules
 from fxquant.nn import QModule
-
-_LOG = logging.getLogger("fxquant")
 
 
 class FxQuantConfig(Recipe, QuantizationConfigMixin):
@@ -41,7 +37,7 @@ class FxQuantConfig(Recipe, QuantizationConfigMixin):
     `fxquant.freeze` make of the float model, the output layer included (exclude="lm_head" leaves it out).
     """
 
-    quant_method: Any = METHOD
+    quant_method: Any = Method.FXQUANT
 
 
 class FxQuantizer(HfQuantizer):
@@ -76,8 +72,7 @@ class FxQuantizer(HfQuantizer):
         path, _, name = param_name.rpartition(".")
         if self.pre_quantized or param_name in self._tied or param_name in self.left:
             return False
-        module = model.get_submodule(path)
-        return isinstance(module, QModule) and name in module.weight_names and bool(module._weight_spec)
+        return awaits_codes(model.get_submodule(path), name)
 
     def get_quantize_ops(self) -> QuantizeOnArrival:
         return QuantizeOnArrival(self)
@@ -97,9 +92,9 @@ class FxQuantizer(HfQuantizer):
             if isinstance(error, FxQuantError):
                 raise error
         if self.pre_quantized:
-            _check_all_came(model, self._skeleton.awaited, [str(error) for error in self.failed])
+            check_all_came(model, self._skeleton.awaited, [str(error) for error in self.failed])
         else:
-            _freeze_rest(model)
+            freeze_rest(model)
         if release(model) and "disk" in getattr(model, "hf_device_map", {}).values():
             raise InvalidOption("offload_buffers", True, "codes cannot be put on disk; without it they stay in memory")
         return model
@@ -152,27 +147,6 @@ def attach(model: Any, preset: Any = None, **fields: Any) -> Any:
     model.config.quantization_config = config
     model.is_quantized, model.quantization_method = True, METHOD
     return model
-
-
-def _check_all_came(model: nn.Module, awaited: set[str], wrong: list[str]) -> None:
-    missing = [
-        f"{path}.{name}_codes"
-        for path, module in model.named_modules()
-        if isinstance(module, QModule) and path in awaited
-        for name in module.weight_names
-        if module._weight_spec and module._parameters.get(name) is not None
-    ]
-    if missing or wrong:
-        raise StateDictMismatch(missing, [], wrong)
-
-
-def _freeze_rest(model: nn.Module) -> None:
-    """Tied weights, those that the checkpoint did not have, and experts of which some parameter came another way."""
-    modules = [(path, m) for path, m in model.named_modules() if isinstance(m, QModule) and not m.is_frozen]
-    away = [path for path, module in modules if any(p.is_meta for p in module.parameters(recurse=False))]
-    freeze_modules(model, [module for path, module in modules if path not in away])
-    if away:
-        _LOG.warning("offloaded, and so rounded at each call instead of stored as codes: %s", ", ".join(away))
 
 
 def compile_config(*, fullgraph: bool = True, **options: Any) -> Any:

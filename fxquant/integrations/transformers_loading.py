@@ -10,15 +10,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 from transformers.core_model_loading import ConversionOps, WeightRenaming
 
 from fxquant.errors import FxQuantError
-from fxquant.model.freezing import check_module_finite
+from fxquant.integrations.arrivals import freeze_if_all_came, take_codes
 from fxquant.nn import QModule
-from fxquant.nn.forms import PARTS, STORED, stored_parts
-from fxquant.spec import TensorSpec
+from fxquant.nn.forms import PARTS, STORED
 
 
 class QuantizeOnArrival(ConversionOps):
@@ -50,12 +48,8 @@ class QuantizeOnArrival(ConversionOps):
         return rest
 
     def _freeze_if_all_came(self, path: str, module: QModule) -> None:
-        weights = [module._parameters.get(name) for name in module.weight_names]
-        if any(weight is not None and weight.is_meta for weight in weights):
-            return
         try:
-            check_module_finite(module, path)
-            module.freeze()
+            freeze_if_all_came(path, module)
         except FxQuantError as error:
             self.quantizer.failed.append(error)  # the loader would only print it
         keep_through_loading(module)
@@ -78,24 +72,11 @@ class LoadCodes(ConversionOps):
         path, _, name = full_layer_name.rpartition(".")
         module: QModule = model.get_submodule(path)
         parts = {key.removeprefix(f"{name}_"): value[0] for key, value in input_dict.items()}
-        _come_to(module, next(iter(parts.values())).device)
         missing_keys.discard(full_layer_name)
-        wanted = stored_parts(TensorSpec.parse(module._weight_spec))
-        errors = [f"{path}.{name}_{part} is missing" for part in wanted if part not in parts]
-        if not errors:
-            module._load_codes(name, parts, f"{path}.", errors)
-        self.hf_quantizer.failed.extend(errors)
+        device = next(iter(parts.values())).device
+        self.hf_quantizer.failed.extend(take_codes(path, module, name, parts, device))
         keep_through_loading(module)
         return {}
-
-
-def _come_to(module: QModule, device: torch.device) -> None:
-    """Weights on meta come to the device, and take no memory there: codes will be held where they are."""
-    for name in module.weight_names:
-        weight = module._parameters.get(name)
-        if weight is not None and weight.is_meta:
-            empty = torch.empty((), dtype=weight.dtype, device=device).expand(weight.shape)
-            module._parameters[name] = nn.Parameter(empty, requires_grad=False)
 
 
 def keep_through_loading(module: QModule) -> None:

@@ -49,7 +49,7 @@ def make_skeleton(model: Any, table: ModuleTable, dtype: torch.dtype) -> Skeleto
     chosen = read_map(model, entries)
     for entry in chosen:
         path = saved[_known(entry, saved)]
-        _become(entry, table.kind(path), table.compute_dtype(path, dtype))
+        become(entry, table.kind(path), table.compute_dtype(path, dtype))
     for entry in chosen:
         if isinstance(entry.module, QModule) and isinstance(entry.owner, QModule):
             entry.module.follow(entry.owner)
@@ -91,7 +91,8 @@ def _path_in(model: Any, path: str) -> str | None:
     return None
 
 
-def _become(entry: MapEntry, kind: dict[str, str], dtype: torch.dtype) -> None:
+def become(entry: MapEntry, kind: dict[str, str], dtype: torch.dtype) -> None:
+    """Make a module on meta the quantized one of that kind, which computes in `dtype` and waits for its scales."""
     module: Any = entry.module
     module.__class__ = entry.kind
     module.adopt(entry.spec, entry.calibratable)

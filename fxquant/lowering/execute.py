@@ -12,14 +12,19 @@ from fxquant.graphs import value_of
 
 Executable = Callable[..., Any]
 
+_IN_CPP = {"cpp_wrapper": True, "cpp_wrapper_build_separate": True}
+
 
 def to_eager(gm: GraphModule) -> Executable:
     """The graph's own generated Python: every operation runs in eager torch."""
     return gm.forward
 
 
-def to_inductor(gm: GraphModule, mode: str | None = None) -> Executable:
+def to_inductor(gm: GraphModule, mode: str | None = None, wrapper: str = "python") -> Executable:
     """The graph compiled by Inductor for inference, with the settings of one of torch's modes.
+
+    `wrapper`: 'cpp' has Inductor call the kernels from C++ instead of from Python. No number depends on it. The calling
+    C++ is compiled by itself and hardly optimized: fully, that of a model of thirty layers takes twice as long.
 
     Inductor gets a fresh GraphModule: on one that Dynamo made, AOTAutograd insists on Dynamo's book-keeping of
     parameters. The example inputs are the fake values that the graph was captured with, so that symbolic sizes stay
@@ -31,7 +36,7 @@ def to_inductor(gm: GraphModule, mode: str | None = None) -> Executable:
     held = {str(node.target): getattr(gm, str(node.target)) for node in gm.graph.find_nodes(op="get_attr")}
     fresh = GraphModule(held, gm.graph)
     examples = [value_of(node) for node in gm.graph.find_nodes(op="placeholder")]
-    patches = list_mode_options(mode) if mode else None
+    patches = {**(list_mode_options(mode) if mode else {}), **(_IN_CPP if wrapper == "cpp" else {})}
     with torch.no_grad():
         return compile_fx(fresh, examples, config_patches=patches)  # pyright: ignore[reportReturnType]
 

@@ -18,6 +18,7 @@ from fxquant.lowering.rule import (
     panels,
 )
 from fxquant.lowering.site import FAKE_QUANTIZE, QUANTIZE_DYNAMIC, QuantizedSite
+from fxquant.ops.coded_linear import x_group_of
 from fxquant.spec import TensorSpec
 from fxquant.target import Target
 
@@ -91,18 +92,22 @@ class Int8WeightOnly(Rule):
 
 
 class IntegerDynamic(Rule):
-    """Integer weights of any width against x quantized per token: exact integer sums within each group.
+    """Integer weights of any width against x quantized per token or in groups: exact integer sums within each group.
 
     before:  linear(dequantize(quantize_dynamic(x)), dequantize(@codes, @scale, @zero_point), b)
     after:   linear_dynamic(x, pack_panels(@codes), pack_granules(@scale), pack_granules(@zero_point), b)
+             with x_group=32 where x is int8/group32
     """
 
     kind = "linear"
     kernel = "linear_dynamic"
 
     def why_not(self, site: QuantizedSite, target: Target) -> str:
-        if site.spec.activations != _INT8_TOKEN:
-            return f"x is {site.spec.activations or 'float'}, the rule wants {_INT8_TOKEN}"
+        if site.spec.activations is None:
+            return f"x is float, the rule wants {_INT8_TOKEN}"
+        if x_group_of(str(site.spec.activations)) is None:
+            wants = f"{_INT8_TOKEN}, or groups of a multiple of 4 with float32 scales"
+            return f"x is {site.spec.activations}, the rule wants {wants}"
         if why := no_kernel(site, target):
             return why
         weight = site.weight.spec
@@ -115,7 +120,10 @@ class IntegerDynamic(Rule):
 
     def build(self, gm: GraphModule, site: QuantizedSite, target: Target) -> Node:
         *weight, _ = panels(gm, site)
-        return add(gm, site, _FXQUANT.linear_dynamic.default, site.x, *weight, *_tail(site))
+        product = add(gm, site, _FXQUANT.linear_dynamic.default, site.x, *weight, *_tail(site))
+        if group := x_group_of(str(site.spec.activations)):
+            product.update_kwarg("x_group", group)
+        return product
 
 
 class WeightOnly(Rule):

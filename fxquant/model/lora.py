@@ -38,13 +38,32 @@ def peft_config(config: Config) -> Config:
 
 def _layer(target: nn.Module, adapter_name: str, config: Any, **options: Any) -> nn.Module | None:
     """peft's layer around a quantized module; of a kind that merges, if its weight is frozen or will be."""
-    from peft.tuners.lora.layer import Conv1d, Conv2d, Conv3d, Embedding, Linear, dispatch_default
+    from peft.tuners.lora.layer import dispatch_default
 
     layer = dispatch_default(target, adapter_name, config=config, **options)
-    if layer is not None and type(layer) in (Linear, Embedding, Conv1d, Conv2d, Conv3d):
-        layer.__class__ = _merging(type(layer))
-        layer._before_merge = None  # type: ignore[assignment]
+    if layer is not None:
+        _become_merging(layer)
     return layer
+
+
+def let_merge(model: nn.Module) -> int:
+    """Give LoRA layers that peft put around quantized modules, of a config that was not ours, a merge into codes.
+
+    For libraries that make peft's config themselves: call it when an adapter has been loaded. Returns how many layers
+    were changed.
+    """
+    layers = [module for module in model.modules() if isinstance(getattr(module, "base_layer", None), QModule)]
+    return sum(_become_merging(layer) for layer in layers)
+
+
+def _become_merging(layer: nn.Module) -> bool:
+    from peft.tuners.lora.layer import Conv1d, Conv2d, Conv3d, Embedding, Linear
+
+    if type(layer) not in (Linear, Embedding, Conv1d, Conv2d, Conv3d):
+        return False
+    layer.__class__ = _merging(type(layer))
+    layer._before_merge = None  # type: ignore[assignment]
+    return True
 
 
 class _Merging(nn.Module):

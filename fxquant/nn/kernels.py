@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fxquant.nn import devices
 from fxquant.nn.forms import ON_DEVICES, Form, decoded, read
+from fxquant.ops.coded_linear import x_group_of
 from fxquant.spec import TensorSpec
 
 _FXQUANT = torch.ops.fxquant
@@ -50,8 +51,11 @@ def linear_of(
         return _tiled(module, parts, form, x, bias, activations)
     scale, zero_point = read(scale, form), None if zero_point is None else read(zero_point, form)
     tail = (bias, form.rows, form.columns, form.spec, x.dtype)
-    if activations == "int8/token" and module.input_scale is None and form.takes_integers:
-        return _FXQUANT.linear_dynamic(x, codes, scale, zero_point, *tail)
+    if activations and module.input_scale is None and form.takes_integers:
+        group = x_group_of(activations)
+        if group is not None:
+            grouped = {"x_group": group} if group else {}
+            return _FXQUANT.linear_dynamic(x, codes, scale, zero_point, *tail, **grouped)
     return _FXQUANT.linear_weight_only(module.rounded(x, activations), codes, scale, zero_point, tensor_scale, *tail)
 
 
@@ -84,6 +88,11 @@ def _tiled(
     if form.layout == "blocks":
         return nn.functional.linear(x, decoded(parts, form, x.dtype), None if bias is None else bias.to(x.dtype))
     return _FXQUANT.tiled_linear(x, *weight, *tail)
+
+
+def multiplies_rows(module: Any) -> bool:
+    """Whether the kernels of int8 rows serve a linear: they have no x in groups."""
+    return not x_group_of(module._activation_spec or "int8/token")
 
 
 def convolution(module: Any, x: Tensor, bias: Tensor | None, activations: str, geometry: tuple[Any, ...]) -> Tensor:

@@ -18,6 +18,9 @@ class QLinear(QModule, nn.Linear):  # pyright: ignore[reportIncompatibleVariable
     def unmatrix(self, matrix: Tensor, name: str = "weight") -> Tensor:
         return matrix
 
+    def has_int8_kernels(self, name: str = "weight") -> bool:
+        return kernels.multiplies_rows(self)
+
     def has_tile_kernels(self, name: str = "weight") -> bool:
         return True
 
@@ -42,6 +45,9 @@ class QConv1D(QModule):
 
     def unmatrix(self, matrix: Tensor, name: str = "weight") -> Tensor:
         return matrix.t()
+
+    def has_int8_kernels(self, name: str = "weight") -> bool:
+        return kernels.multiplies_rows(self)
 
     def has_tile_kernels(self, name: str = "weight") -> bool:
         return True

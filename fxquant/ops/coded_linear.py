@@ -1,10 +1,10 @@
 """linear_weight_only and linear_dynamic: linears over packed weights of any number format.
 
-linear_weight_only: y = sum over k of x[k] * value[n, k], in float32. linear_dynamic: x is quantized per token to int8;
-the products of a granule are summed up exactly in integers, granules in float32:
-y = x_scale * sum over g of scale[g] * float(sum over k in g of xc[k] * (code[k] - zero[g])). Then tensor_scale and bias
-in float32, and one rounding to `dtype`. The gradient to x is that of a linear over the decoded weight: straight through
-the rounding of x for the dynamic one.
+linear_weight_only: y = sum over k of x[k] * value[n, k], in float32. linear_dynamic: x is quantized to int8, per token
+or in groups; products that share their scales are summed up exactly in integers, these sums in float32:
+y = x_scale * sum over g of scale[g] * float(sum over k in g of xc[k] * (code[k] - zero[g])), or with x_scale[g] in the
+sum. Then tensor_scale and bias in float32, and one rounding to `dtype`. The gradient to x is that of a linear over the
+decoded weight: straight through the rounding of x for the dynamic one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fxquant.ops.around import AFTER, BEFORE, check_after, check_before, finishe
 from fxquant.ops.checks import ACTIVATION_DTYPES, check_activation, check_devices
 from fxquant.ops.library import declare
 from fxquant.ops.panels import check_coded, check_output, decode_weight
-from fxquant.ops.quantize import int8_quantize_per_token
+from fxquant.ops.quantize import quantize_dynamic
 from fxquant.spec import TensorSpec
 
 # 512 * 127 * 255 < 2**24: so many products of a code and a pattern with its zero point off sum up exactly in float32.
@@ -52,8 +52,9 @@ def linear_weight_only(
     """Linear of float x with a packed weight.
 
     x [..., K] float32, bfloat16 or float16; packed, scale, zero_point and tensor_scale as in decode_weight; bias [N] or
-    None. Returns [..., N] in `dtype`. `isa` picks a kernel's instruction set, for tests; the reference has none. What
-    stands behind it: see `fxquant.ops.around`.
+    None. Returns [..., N] in `dtype`. `isa` picks a kernel's instruction set, for tests; the reference has none. An
+    infinite x may give NaN in its row where the reference gives infinity: kernels take sums over a group times the zero
+    point from sums over it. What stands behind it: see `fxquant.ops.around`.
     """
     op = "fxquant.linear_weight_only"
     check_coded(op, packed, scale, zero_point, tensor_scale, out_features, in_features, spec)
@@ -108,17 +109,21 @@ def linear_dynamic(
     by: Tensor | None = None,
     shift: Tensor | None = None,
     eps: float = 0.0,
+    x_group: int = 0,
 ) -> Tensor:
-    """Linear of x, quantized per token to int8 here, with a packed weight of integers.
+    """Linear of x, quantized to int8 here, with a packed weight of integers.
 
     spec: an integer format, symmetric or affine, with float32 or bfloat16 scales per tensor or channel, or by groups of
-    a multiple of 4. All else as in linear_weight_only.
+    a multiple of 4. x_group: so many values of a row of x share a scale (a multiple of 4), all of them if it is 0.
+    All else as in linear_weight_only.
     """
     op = "fxquant.linear_dynamic"
-    parsed = _check_dynamic(op, x, packed, scale, zero_point, bias, out_features, in_features, spec, dtype)
+    parsed = _check_dynamic(op, x, packed, scale, zero_point, bias, out_features, in_features, spec, dtype, x_group)
     _check_around(op, x, out_features, residual, activation, dtype, prologue, by, shift)
-    x_codes, x_scale = int8_quantize_per_token(prepared(x, prologue, by, shift, eps))
+    x_spec = f"int8/group{x_group}" if x_group else "int8/token"
+    x_codes, x_scale, _ = quantize_dynamic(prepared(x, prologue, by, shift, eps), x_spec)
     x_codes = x_codes.reshape(x.shape[:-1].numel(), in_features)
+    x_scale = x_scale.reshape(x_codes.shape[0], x_scale.shape[-1])
     rows = numerics.rows_spec(parsed)
     codes = numerics.unpack_panels(packed, out_features, in_features, parsed).to(torch.int16)
     if zero_point is not None and parsed.has_zero_point:
@@ -126,10 +131,11 @@ def linear_dynamic(
         codes = codes - numerics.spread(zeros, codes.shape, rows.granularity)
     scales = numerics.unpack_granules(scale, parsed, out_features, in_features).float()
     y = torch.zeros(x_codes.shape[0], out_features, device=x.device)
-    for part, granule in _pieces(in_features, rows.granularity.size):
-        total = integer_product(x_codes[:, part], codes[:, part])
-        y += total.float() * scales[:, granule]
-    y *= x_scale.reshape(-1, 1)
+    for part, granule, group in _pieces(in_features, rows.granularity.size, x_group):
+        value = integer_product(x_codes[:, part], codes[:, part]).float() * scales[:, granule]
+        y += value * x_scale[:, group : group + 1] if x_group else value
+    if not x_group:
+        y *= x_scale
     return finished(y, bias, residual, activation, dtype, [*x.shape[:-1], out_features])
 
 
@@ -150,20 +156,36 @@ def _linear_dynamic_fake(
     by: Tensor | None = None,
     shift: Tensor | None = None,
     eps: float = 0.0,
+    x_group: int = 0,
 ) -> Tensor:
     op = "fxquant.linear_dynamic"
-    _check_dynamic(op, x, packed, scale, zero_point, bias, out_features, in_features, spec, dtype)
+    _check_dynamic(op, x, packed, scale, zero_point, bias, out_features, in_features, spec, dtype, x_group)
     _check_around(op, x, out_features, residual, activation, dtype, prologue, by, shift)
     return x.new_empty([*x.shape[:-1], out_features], dtype=dtype)
 
 
-def _pieces(in_features: int, size: int) -> list[tuple[slice, int]]:
-    """The k that are summed up in integers, and the granule that they belong to. size: of a group; 0 is all of K."""
-    size = min(size or in_features, in_features)
-    pieces = []
-    for granule, begin in enumerate(range(0, in_features, size)):
-        end = min(begin + size, in_features)
-        pieces += [(slice(k, min(k + MOST_IN_INT32, end)), granule) for k in range(begin, end, MOST_IN_INT32)]
+def x_group_of(spec: str) -> int | None:
+    """The x_group by which linear_dynamic quantizes x to that spec; None if it can't."""
+    if spec == "int8/token":
+        return 0
+    parsed = TensorSpec.parse(spec)
+    size = parsed.granularity.size
+    return size if str(parsed) == f"int8/group{size}" and size % QUAD == 0 else None
+
+
+def _pieces(in_features: int, size: int, x_group: int) -> list[tuple[slice, int, int]]:
+    """The k that are summed up in integers, and the granule and the group of x that they belong to.
+
+    size: of a granule; it and x_group: 0 is all of K.
+    """
+    size, x_group = min(size or in_features, in_features), min(x_group or in_features, in_features)
+    pieces, begin = list[tuple[slice, int, int]](), 0
+    while begin < in_features:
+        granule, group = begin // size, begin // x_group
+        longest = granule * size + ((begin - granule * size) // MOST_IN_INT32 + 1) * MOST_IN_INT32
+        end = min(longest, (granule + 1) * size, (group + 1) * x_group, in_features)
+        pieces.append((slice(begin, end), granule, group))
+        begin = end
     return pieces
 
 
@@ -215,6 +237,7 @@ def _check_dynamic(
     in_features: int,
     text: str,
     dtype: torch.dtype,
+    x_group: int,
 ) -> TensorSpec:
     spec = check_coded(op, packed, scale, zero_point, None, out_features, in_features, text)
     size = spec.granularity.size
@@ -222,6 +245,8 @@ def _check_dynamic(
     if spec.format.kind != "int" or spec.scheme == "shift" or not (whole or size % QUAD == 0):
         wanted = f"{op} takes integers, symmetric or affine, per tensor or channel or in groups of a multiple of {QUAD}"
         raise InvalidSpec(text, wanted)
+    if x_group < 0 or x_group % QUAD:
+        raise InvalidSpec(f"x_group={x_group}", f"{op} takes 0, for a scale per token, or a multiple of {QUAD}")
     _check_linear(op, x, packed, bias, out_features, in_features, dtype)
     return spec
 
@@ -239,7 +264,9 @@ def _save_weight(at: dict[str, int]) -> Any:
     return save
 
 
-def _gradients(op: str, at: dict[str, int], plain: int) -> dict[str, Any]:
+def _gradients(op: str, at: dict[str, int], plain: int, more: int = 0) -> dict[str, Any]:
+    """more: arguments behind those of a prologue."""
+
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if any(ctx.needs_input_grad[2 : at["bias"]]):  # scale, zero point or shift, tensor scale
             raise GradientsNeedTraining(f"fxquant.{op}, weight scale")
@@ -252,7 +279,7 @@ def _gradients(op: str, at: dict[str, int], plain: int) -> dict[str, Any]:
             grads[at["bias"]] = rows.reshape(-1, rows.shape[-1]).sum(0).to(ctx.bias_dtype)
         return tuple(grads)
 
-    setup_context, of_all = plain_gradients(op, plain, plain + 6, _save_weight(at), backward)
+    setup_context, of_all = plain_gradients(op, plain, plain + 6 + more, _save_weight(at), backward)
     return {"backward": of_all, "setup_context": setup_context}
 
 
@@ -269,8 +296,8 @@ declare(
 )
 declare(
     "linear_dynamic(Tensor x, Tensor packed, Tensor scale, Tensor? zero_point, Tensor? bias, int out_features, "
-    f"int in_features, str spec, ScalarType dtype, int isa=0, {AFTER}, {BEFORE}) -> Tensor",
+    f"int in_features, str spec, ScalarType dtype, int isa=0, {AFTER}, {BEFORE}, int x_group=0) -> Tensor",
     reference=linear_dynamic,
     fake=_linear_dynamic_fake,
-    **_gradients("linear_dynamic", _DYNAMIC, 10),
+    **_gradients("linear_dynamic", _DYNAMIC, 10, more=1),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fxquant.ops.attention import attention
 from fxquant.ops.coded_linear import linear_dynamic, linear_weight_only
 from fxquant.ops.convolution import conv_weight_only, int8_conv_dynamic
 from fxquant.ops.embedding import embedding_dequantize, embedding_packed
@@ -18,6 +19,7 @@ from fxquant.ops.tiled import tiled_linear, tiled_linear_codes
 from fxquant.ops.tiles import decode_tiles, tile_codes, transpose_granules, untile_codes
 
 __all__ = [
+    "attention",
     "conv_weight_only",
     "decode_rows",
     "decode_tiles",

@@ -11,6 +11,7 @@ from fxquant.errors import FxQuantError, PassFailed
 from fxquant.passes.annotate import Annotate
 from fxquant.passes.base import Pass
 from fxquant.passes.fold_weights import FoldWeights
+from fxquant.passes.fuse_attention import FuseAttention
 from fxquant.passes.fuse_epilogues import FuseEpilogues
 from fxquant.passes.fuse_norms import FuseNorms
 from fxquant.passes.fuse_prologues import FusePrologues
@@ -22,6 +23,7 @@ from fxquant.passes.share_quantize import ShareQuantize
 __all__ = [
     "Annotate",
     "FoldWeights",
+    "FuseAttention",
     "FuseEpilogues",
     "FuseNorms",
     "FusePrologues",

@@ -35,6 +35,7 @@ class FoldWeights(Pass):
 
     def run(self, gm: GraphModule) -> PassResult:
         result = PassResult()
+        remove_dead(gm)  # a frozen module's weight that was only asked for its dtype is decoded in the graph
         constant = constant_nodes(gm)
         for node in gm.graph.find_nodes(op="call_function", target=DEQUANTIZE):
             codes = node.args[0]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # What `QuantConfig.spec_for` answers where the configuration itself keeps a site float; or the model door's did.
 _BY_CONFIG = ("rule ", "exclude ", "include ", "not in include", "default", "embeddings ", "left float ")
 _CAPTURE = "capture"
+_ATTENTION = "fuse-attention"  # its one call stands for the one of the model
 
 
 def is_product(node: Node) -> bool:
@@ -46,7 +47,7 @@ def is_left(node: Node) -> bool:
     note = note_of(node)
     is_call = node.op in ("call_function", "call_method", "call_module")
     # Nodes that a pass made carry the reason of the site that they were made for.
-    by_pass = not set(note.made_by) <= {_CAPTURE}
+    by_pass = not set(note.made_by) <= {_CAPTURE, _ATTENTION}
     return is_call and not is_site(node) and bool(note.reason) and note.spec is None and not by_pass
 
 

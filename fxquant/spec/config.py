@@ -21,6 +21,7 @@ from fxquant.spec.tensors import TensorSpec
 
 DEFAULT_PRESET = "int8dq"
 EXECUTORS = ("inductor", "eager")
+WRAPPERS = ("python", "cpp")
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 AUTOTUNE = ("none", "quick", "full")
 
@@ -46,6 +47,7 @@ class QuantConfig:
     exclude      globs that stay float, over all rules.
     fuse         join linears of one input (q, k, v), and epilogues into kernels.
     executor     'inductor' or 'eager': what runs the lowered graph.  mode: Inductor's mode.
+    wrapper      what calls Inductor's kernels one after another, 'python' or 'cpp': less time a call, more to compile.
     dump         a folder for the graphs of every stage.  numerics: measure each site's error on the first batch.
     strict       raise `UnloweredSite` where a site would not run on a quantized kernel.
     training     train instead of infer: operands are rounded in the graph, with a straight-through gradient.
@@ -64,6 +66,7 @@ class QuantConfig:
     exclude: tuple[str, ...]
     fuse: bool
     executor: str
+    wrapper: str
     mode: str | None
     dump: str | None
     numerics: bool
@@ -84,6 +87,7 @@ class QuantConfig:
         exclude: str | Iterable[str] = (),
         fuse: bool = True,
         executor: str = "inductor",
+        wrapper: str = "python",
         mode: str | None = None,
         dump: str | os.PathLike[str] | None = None,
         numerics: bool = False,
@@ -103,6 +107,7 @@ class QuantConfig:
             "include": globs("include", include),
             "exclude": globs("exclude", exclude),
             "executor": one_of("executor", executor, EXECUTORS),
+            "wrapper": one_of("wrapper", wrapper, WRAPPERS),
             "mode": None if mode is None else one_of("mode", mode, MODES),
             "dump": folder("dump", dump),
             "autotune": one_of("autotune", autotune, AUTOTUNE),

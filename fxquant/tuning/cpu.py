@@ -100,6 +100,7 @@ def cpu_problem(name: str, arguments: dict[str, Any], m: int) -> Problem | None:
     if kernel is None:
         return None
     x, scale = arguments.get("x", arguments.get("codes")), arguments["scale"]
+    group = arguments.get("x_group", 0)
     dtype = arguments.get("dtype", None if x is None else x.dtype)
     problem = Problem(
         op="linear",
@@ -107,7 +108,7 @@ def cpu_problem(name: str, arguments: dict[str, Any], m: int) -> Problem | None:
         n=int(arguments.get("out_features", scale.shape[0])),
         k=int(arguments["in_features"]),
         weights=arguments.get("spec", _INT8),
-        activations=_ACTIVATIONS[name],
+        activations=f"int8/group{group}" if group else _ACTIVATIONS[name],
         dtype=str(dtype).removeprefix("torch."),
         extra=CODES if name == "int8_linear" else "",
     )

@@ -10,7 +10,7 @@ from matplotlib.text import Text
 
 from benchmarks.accuracy import document, plot, recipes, references
 from benchmarks.accuracy.measure import Row, Size
-from benchmarks.accuracy.results import FOLDER, SUBJECTS, NoResults, Results, load, read, save
+from benchmarks.accuracy.results import FOLDER, NoResults, Results, load, read, save
 from benchmarks.accuracy.subject import Metric
 from fxquant.spec import PRESETS
 
@@ -71,7 +71,13 @@ def test_a_section_says_what_was_measured() -> None:
     ],
 )
 def test_the_verdict_names_what_is_met(got: float, plain: float | None, words: str) -> None:
-    assert document.verdict("psnr", got, 61.0, plain) == words
+    assert document.verdict(Metric("psnr", "PSNR dB", 1), got, 61.0, plain) == words
+
+
+def test_of_a_divergence_less_is_better() -> None:
+    divergence = Metric("kl", "KL", 4, is_less_better=True)
+    words = [document.verdict(divergence, got, 0.3, 0.31) for got in (0.29, 0.3, 0.31, 0.32)]
+    assert words == ["better", "as expected", "more, as plain rounding here", "**more**"]
 
 
 def test_a_score_is_expected_to_fall_as_far_below_float_as_it_did_then() -> None:
@@ -120,7 +126,7 @@ def test_every_preset_and_every_reference_is_a_row() -> None:
     assert used == set(references.SLACK)
 
 
-@pytest.mark.parametrize("name", SUBJECTS)
+@pytest.mark.parametrize("name", [one.name for one in load(FOLDER)])
 def test_the_committed_results_have_every_preset_with_its_figures(name: str) -> None:
     found = read(FOLDER / f"{name}.json")
     assert not found.quick

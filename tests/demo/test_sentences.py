@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from demo import sentences
+from demo import debian, sentences
 from demo.sentences import Pair, PairSet, WordNetUnreachable
 
 NOUN = (
@@ -116,15 +116,15 @@ def test_a_failed_fetch_says_why_and_leaves_nothing(tmp_path: Path, monkeypatch:
     def fail(command: list[str], **kwargs: object) -> None:
         raise subprocess.CalledProcessError(100, command, stderr="W: x\nE: Unable to locate package wordnet-base\n")
 
-    monkeypatch.setattr(sentences.shutil, "which", lambda tool: f"/usr/bin/{tool}")
-    monkeypatch.setattr(sentences.subprocess, "run", fail)
+    monkeypatch.setattr(debian.shutil, "which", lambda tool: f"/usr/bin/{tool}")
+    monkeypatch.setattr(debian.subprocess, "run", fail)
     with pytest.raises(WordNetUnreachable, match=r"apt-get.*Unable to locate package"):
         sentences.fetch_wordnet(tmp_path)
     assert not any(tmp_path.iterdir())
 
 
 def test_no_debian_tools_is_a_named_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sentences.shutil, "which", lambda tool: None)
+    monkeypatch.setattr(debian.shutil, "which", lambda tool: None)
     with pytest.raises(WordNetUnreachable, match="no apt-get or dpkg-deb"):
         sentences.fetch_wordnet(tmp_path)
 
@@ -134,7 +134,7 @@ def test_a_fetch_falls_back_on_lists_of_its_own_and_keeps_the_data_files_only(
 ) -> None:
     commands: list[list[str]] = []
 
-    def run(command: list[str], cwd: Path, **kwargs: object) -> None:
+    def run(command: list[str], cwd: Path, **kwargs: object) -> subprocess.CompletedProcess[str]:
         commands.append(command)
         if command[0] == "dpkg-deb":
             data_folder(Path(command[3]) / "usr" / "share" / "wordnet", NOUN)
@@ -143,9 +143,10 @@ def test_a_fetch_falls_back_on_lists_of_its_own_and_keeps_the_data_files_only(
             if "-o" not in command:  # the system's own lists are empty
                 raise subprocess.CalledProcessError(100, command, stderr="E: Unable to locate package")
             (cwd / f"{sentences.PACKAGE}_1_all.deb").touch()
+        return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(sentences.shutil, "which", lambda tool: f"/usr/bin/{tool}")
-    monkeypatch.setattr(sentences.subprocess, "run", run)
+    monkeypatch.setattr(debian.shutil, "which", lambda tool: f"/usr/bin/{tool}")
+    monkeypatch.setattr(debian.subprocess, "run", run)
     folder = sentences.fetch_wordnet(tmp_path)
     assert [command[0] for command in commands] == ["apt-get", "apt-get", "apt-get", "dpkg-deb"]
     assert "update" in commands[1]

@@ -18,3 +18,16 @@ def quiet() -> Iterator[None]:
     yield
     transformers.logging.set_verbosity(before)
     transformers.logging.enable_progress_bar()
+
+
+@pytest.fixture
+def quiet_diffusers() -> Iterator[None]:
+    """diffusers the same."""
+    diffusers: Any = pytest.importorskip("diffusers")
+    words = diffusers.utils.logging
+    before = words.get_verbosity()
+    words.set_verbosity_error()
+    words.disable_progress_bar()
+    yield
+    words.set_verbosity(before)
+    words.enable_progress_bar()

@@ -231,3 +231,26 @@ def test_caches_that_cannot_be_are_named(model: Any) -> None:
     sliding = transformers.Gemma3TextConfig(num_hidden_layers=6)
     with pytest.raises(InvalidOption, match="sliding_attention"):
         type(cache_of(model))(sliding)
+
+
+# ---- through Inductor
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # at the import of torch._inductor
+@pytest.mark.usefixtures("counted")
+@pytest.mark.parametrize("both", [False, True], ids=["decoding", "prompt and decoding"])
+def test_inductor_gives_the_tokens_of_eager_and_compiles_each_phase_once(both: bool, model: Any) -> None:
+    from fxquant.integrations.transformers import compile_config
+
+    wanted = answers(model)
+    if both:
+        # dynamic=True makes attention's scale a symbol, on which Inductor's graph of ours cannot be traced
+        with torch._dynamo.config.patch(specialize_float=True):
+            model.forward = torch.compile(model.forward, backend="fxquant", dynamic=True, fullgraph=True)
+            found = answers(model)
+    else:
+        found = answers(model, compile_config=compile_config())
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+    assert unique_graphs() == 1 + both
+    assert fxquant.refresh(model) == 0  # both phases read the modules' own codes

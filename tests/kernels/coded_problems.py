@@ -107,6 +107,35 @@ class Coded:
         arguments = (*self.packed, self.tensor_scale, bias, *self.sizes, self.text, dtype)
         return op(x, *arguments, *isa)  # pyright: ignore[reportCallIssue]
 
+    @property
+    def sums_granules(self) -> bool:
+        """Whether the kernels sum up x times codes, each granule for itself, and scale the sums."""
+        size = self.spec.granularity.size
+        whole = size == 0 or size >= self.sizes[1]
+        wanted = self.spec.format.kind == "int" and self.spec.format.bits == 4 and self.spec.scheme != "shift"
+        return wanted and (whole or (size >= 16 and size % 8 == 0))
+
+    def kernel_bound(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """bound(x), or that of sums by granule.
+
+        Their terms are x * (pattern - 8), as many as a granule has k, less (zero - 8) * sum of x. Each term meets a
+        rounding per k of its granule, two where the zero comes in, one for the scale, one for each granule that follows
+        and one for the tensor scale.
+        """
+        if not self.sums_granules:
+            return self.bound(x)
+        inner, granules = self.spec.granularity.size or self.sizes[1], self.scale.shape[-1]
+        count = min(inner, self.sizes[1]) + granules + 3
+        raw = (self.codes.view(torch.uint8).int() & 15) ^ (0 if self.spec.has_zero_point else 8)
+        magnitude = (raw - 8).abs().double()
+        if self.zero_point is not None:
+            magnitude += spread((self.zero_point.double() - 8).abs(), self.codes.shape, self.spec.granularity)
+        magnitude *= spread(self.scale.double(), self.codes.shape, self.spec.granularity)
+        if self.tensor_scale is not None:
+            magnitude *= self.tensor_scale.double()
+        gamma = count * U / (1 - count * U)
+        return self.bound(x)[0], gamma * (x.double().abs() @ magnitude.t())
+
     def bound(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(x @ weight^T in float64, how far float32 sums of rounded values may be from it)."""
         value, shift = self.terms()

@@ -146,6 +146,15 @@ def test_every_linear_is_the_plain_one_of_what_it_is_told(
             assert_within(got, want, bound * (1 + 2.0**-7))
 
 
+def test_x_in_groups_is_quantized_after_its_prologue(isa: int) -> None:
+    x, *others = linears("int8/group32", 17, 130, 96, torch.float32)["linear_dynamic"]
+    gate = normal(17, 96, seed=10)
+    for prologue, by in (("silu_mul", gate), ("rmsnorm", gate[0])):
+        before = {"prologue": prologue, "by": by, "eps": 1e-3 if by.dim() == 1 else 0.0}
+        plain = ops.linear_dynamic(through(x, isa, **before), *others, isa, x_group=32)
+        assert_equal(ops.linear_dynamic(x, *others, isa, **before, x_group=32), plain)
+
+
 def test_all_instruction_sets_give_the_same_bits_for_integer_products() -> None:
     able = [isa for isa in ISAS if isa and _has(isa)]
     for dtype in DTYPES:

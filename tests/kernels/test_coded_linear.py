@@ -27,14 +27,17 @@ pytestmark = pytest.mark.usefixtures("kernels")
 
 
 def check(text: str, shape: tuple[int, int, int], dtype: torch.dtype, isa: int) -> None:
-    """gamma_(K + 3) |x| |w|^T for the sum, u for the bias, u_out for the output."""
+    """What Coded's bounds say of the sum, u for the bias, u_out for the output."""
     m, n, k = shape
     p = coded(text, n, k, seed=n + k)
     x = torch.randn(m, k, generator=torch.Generator().manual_seed(m)).to(dtype)
-    product, bound = p.bound(x)
-    want = product + p.bias.double()
-    bound = SECOND_ORDER * (bound + (U + U_OUT[dtype]) * want.abs()) + SMALLEST_HALF_STEP[dtype]
-    for op, which in ((ops.linear_weight_only, (isa,)), (reference.linear_weight_only, ())):
+    for op, bound_of, which in (
+        (ops.linear_weight_only, p.kernel_bound, (isa,)),
+        (reference.linear_weight_only, p.bound, ()),
+    ):
+        product, bound = bound_of(x)
+        want = product + p.bias.double()
+        bound = SECOND_ORDER * (bound + (U + U_OUT[dtype]) * want.abs()) + SMALLEST_HALF_STEP[dtype]
         got = p.weight_only(op, x, p.bias, dtype, *which)
         assert got.dtype == dtype
         assert_within(got, want, bound)
@@ -82,7 +85,7 @@ def test_output_and_bias_of_any_float_type(isa: int, dtype: torch.dtype, bias_dt
     assert_equal(p.weight_only(ops.linear_weight_only, x, bias, dtype, isa), want.float().to(dtype))
 
 
-@pytest.mark.parametrize("text", FEW_SPECS)
+@pytest.mark.parametrize("text", [*FEW_SPECS, "int4/group16/bf16", "int4/group32/affine", "int4/channel"])
 def test_heights_give_the_same_rows(isa: int, text: str) -> None:
     """A row's bits do not depend on how many rows stand beside it: the order of its sum is always that of k."""
     p = coded(text, 70, 333, seed=15)
@@ -139,6 +142,21 @@ def test_non_finite_x_stays_in_its_row(isa: int) -> None:
     assert torch.equal(got.isnan(), want.isnan())
     assert torch.equal(got.isinf(), want.isinf())
     assert got[[0, 1, 3, 4, 6, 7, 8]].isfinite().all()
+
+
+@pytest.mark.parametrize("rows", [1, 9])
+def test_non_finite_x_stays_in_its_row_of_sums_by_granule(isa: int, rows: int) -> None:
+    """There infinity times 8 may be taken from infinity: not finite, but not always infinite."""
+    p = coded("int4/group16/affine", 70, 33, seed=29)
+    assert p.sums_granules
+    x = torch.randn(9, 33, generator=torch.Generator().manual_seed(30))
+    clean = p.weight_only(ops.linear_weight_only, x, None, torch.float32, isa)
+    x[0, 32], x[5, 0] = math.nan, math.inf
+    got = p.weight_only(ops.linear_weight_only, x[:rows], None, torch.float32, isa)
+    hit = [row for row in (0, 5) if row < rows]
+    assert not got[hit].isfinite().any()
+    others = [row for row in range(rows) if row not in hit]
+    assert_equal(got[others], clean[others])
 
 
 def test_packed_weight_at_an_odd_address(isa: int) -> None:

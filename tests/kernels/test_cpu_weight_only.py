@@ -57,6 +57,15 @@ def test_exact_where_float32_holds_every_sum(isa: int, rows: int) -> None:
     assert_equal(ops.int8_linear_weight_only(x, p.packed, p.scale, p.bias, 300, isa), want.float())
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_large_values_give_the_bits_of_small_ones(isa: int, rows: int) -> None:
+    """Sums may be kept as multiples of themselves, but only where these do not overflow."""
+    p = problem(70, 300, seed=44, exact=True)
+    x = torch.randn(rows, 300, generator=torch.Generator().manual_seed(45))
+    small = ops.int8_linear_weight_only(x, p.packed, p.scale, None, 300, isa)
+    assert_equal(ops.int8_linear_weight_only(x * 2.0**90, p.packed, p.scale, None, 300, isa), small * 2.0**90)
+
+
 @pytest.mark.parametrize("bias_dtype", [*DTYPES, None], ids=str)
 def test_bias_of_any_float_type(isa: int, bias_dtype: torch.dtype | None) -> None:
     p = problem(70, 40, seed=35, exact=False)

@@ -60,7 +60,7 @@ def test_float_products(n: int, k: int) -> None:
     for text in WIDTHS if n < 1000 else WIDTHS[:3]:
         p, x = coded(text, n, k, seed=51), random_x(3, k)
         assert torch.equal(ops.pack_panels(p.codes, text), reference.pack_panels(p.codes, text))
-        exact, bound = p.bound(x)
+        exact, bound = p.kernel_bound(x)
         for isa in (1, 2, 3):
             got = p.weight_only(ops.linear_weight_only, x, None, torch.float32, need_isa(isa))
             assert_within(got, exact, SECOND_ORDER * bound)

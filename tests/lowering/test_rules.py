@@ -177,11 +177,12 @@ def test_float_x_and_weights_that_are_not_int8_by_rows(config: QuantConfig | str
 
 def test_activations_that_integer_sums_do_not_take() -> None:
     why = "x is int8/tensor, the rule wants int8/token"
+    or_groups = ", or groups of a multiple of 4 with float32 scales"
     assert reasons_of(ONE, QuantConfig(weights="int8", activations="int8/tensor")) == {
         "int8_linear_dynamic": why,
         "int8_linear": why,
         "int8_linear_weight_only": "x is quantized to int8/tensor, the rule wants a float x",
-        "linear_dynamic": why,
+        "linear_dynamic": why + or_groups,
         "linear_weight_only": "",
     }
 
@@ -205,6 +206,10 @@ def test_weights_that_integer_sums_do_not_take(weights: str, why: str) -> None:
     [
         (QuantConfig(weights="int4", group_size=64, activations="int8"), ["linear_dynamic"]),
         (QuantConfig(weights="int3/channel", activations="int8"), ["linear_dynamic"]),
+        (QuantConfig(weights="int8/channel", activations="int8/group32"), ["linear_dynamic"]),
+        (QuantConfig("w=int8/group16 x=int8/group8"), ["linear_dynamic"]),
+        (QuantConfig("w=int8/group16 x=int8/group6"), ["fake_quantize", "linear_weight_only"]),
+        (QuantConfig("w=int8/group16 x=int8/group16/e8m0"), ["fake_quantize", "linear_weight_only"]),
         (QuantConfig(weights="int4/group6", activations="int8"), ["fake_quantize", "linear_weight_only"]),
         ("fp8dq", ["fake_quantize", "linear_weight_only"]),
         ("nvfp4", ["fake_quantize", "linear_weight_only"]),

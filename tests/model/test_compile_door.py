@@ -76,6 +76,20 @@ def test_kernels_of_frozen_modules_are_rows_of_the_report() -> None:
 
 
 @torch.no_grad()
+def test_activations_in_groups_are_quantized_in_the_kernel() -> None:
+    model = frozen(sequence(), weights="int8", activations="int8/group32")
+    view, (compiled, reports) = view_of(model, fullgraph=True), bare(model)
+    assert torch.equal(view(X), model(X))
+    assert torch.equal(compiled(X), model(X))
+    found = rows(reports[0])
+    assert found["0"] == ("lowered", "linear_dynamic +relu", "w=int8/channel x=int8/group32", FROZEN)
+    assert found["2"][1:3] == ("linear_dynamic", "w=int8/channel x=int8/group32")
+    unfrozen = sequence()
+    config = fxquant.QuantConfig(weights="int8", activations="int8/group32", executor="eager")
+    torch.testing.assert_close(fxquant.compile(unfrozen, config)(X), model(X), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
 def test_activations_that_were_rounded_before_the_kernel_are_in_the_spec() -> None:
     model = frozen(sequence(), weights="int4/group32", activations="float8_e4m3fn")
     with fxquant.Calibration():
@@ -256,3 +270,28 @@ def test_capture_spells_the_ops_out_and_names_their_modules() -> None:
     captured = capture(frozen(sequence(), "int8dq"), X)
     kernels = captured.gm.graph.find_nodes(op="call_function", target=torch.ops.fxquant.int8_linear_dynamic.default)
     assert [node.meta["fxquant"].paths for node in kernels] == [("0",), ("2",), ("3",)]
+
+
+class Asking(nn.Module):
+    """Asks for a weight's dtype at two places, as T5 does, and reads its values at two if told to."""
+
+    def __init__(self, *, reads: bool) -> None:
+        super().__init__()
+        self.fc = nn.Linear(64, 64)
+        self.reads = reads
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, 64] -> [B, 64]"""
+        y = self.fc(x.to(self.fc.weight.dtype)).to(self.fc.weight.dtype)
+        return y + x @ self.fc.weight + self.fc.weight.sum(0) if self.reads else y
+
+
+@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize("preset", ["int8wo", "int8dq", "int4wo"])
+def test_a_frozen_weight_may_be_asked_for_more_than_once(preset: str, reads: bool) -> None:
+    torch.manual_seed(0)
+    model = frozen(Asking(reads=reads).eval(), preset)
+    with torch.no_grad():
+        view = view_of(model, fullgraph=True)
+        torch.testing.assert_close(view(X), model(X), rtol=0, atol=1e-5)
+        assert ("fc",) in {site.paths for site in view.report().sites if site.status == "lowered"}

@@ -74,8 +74,11 @@ Tensor linear_weight_only(const Tensor x, const Tensor packed, const Tensor scal
     const HeldAfter after(op, out, residual, activation);
 
     const int64_t stride = staged_stride(in_features, sizeof(float)) / static_cast<int64_t>(sizeof(float));
-    const int64_t most = pass_rows(rows.rows, stride * static_cast<int64_t>(sizeof(float)));
-    auto* wide = reinterpret_cast<float*>(scratch(most * stride * static_cast<int64_t>(sizeof(float))));
+    const int64_t count_of_sums = sums_granules(w) && w.scheme == Scheme::affine ? w.granules : 0;
+    const int64_t row_bytes = (stride + count_of_sums) * static_cast<int64_t>(sizeof(float));
+    const int64_t most = pass_rows(rows.rows, row_bytes);
+    auto* wide = reinterpret_cast<float*>(scratch(most * row_bytes));
+    float* sums = wide + most * stride;
     for (int64_t first = 0; first < rows.rows; first += most) {
         const int64_t count = std::min(most, rows.rows - first);
         const Rows from = rows_from(rows, type, first);
@@ -84,10 +87,11 @@ Tensor linear_weight_only(const Tensor x, const Tensor packed, const Tensor scal
                          [&](const Rows& prepared, int64_t row0, int64_t row1, int64_t at) {
                              kernels.widen(prepared, row0, row1, wide + at * stride, stride);
                          });
+            for (int64_t r = begin; count_of_sums > 0 && r < end; ++r) kernels.coded.sum(w, wide + r * stride, sums + r * count_of_sums);
         });
         void* to = static_cast<char*>(out.data_ptr()) + first * out_features * float_bytes(out_type);
         w.after = after.from(first, out_features, out_type);
-        const CodedProblem problem{wide, stride, w, to, out_type};
+        const CodedProblem problem{wide, stride, sums, w, to, out_type};
         const double time = product_time(count, out_features, in_features, w.bits, kernels.float_products);
         for_panels(out_features, count, time, blocking_of(isa), [&](int64_t panel, int64_t row0, int64_t row1, bool) {
             kernels.coded.product(problem, panel, row0, row1);
@@ -96,11 +100,16 @@ Tensor linear_weight_only(const Tensor x, const Tensor packed, const Tensor scal
     return out;
 }
 
-std::vector<Piece> pieces_of(const CodedWeight& w) {
+// x_group: of the values of x that share a scale; 0 where all of a row do.
+std::vector<Piece> pieces_of(const CodedWeight& w, int64_t x_group) {
     std::vector<Piece> pieces;
-    for (int64_t granule = 0; granule < w.granules; ++granule) {
-        const int64_t end = std::min((granule + 1) * w.granule, w.in_features);
-        for (int64_t k = granule * w.granule; k < end; k += kMostPiece) pieces.push_back({k, std::min(k + kMostPiece, end), granule});
+    const int64_t group = x_group == 0 ? w.in_features : x_group;
+    for (int64_t k = 0; k < w.in_features;) {
+        const int64_t granule = k / w.granule, from = k - granule * w.granule;  // a long granule counts as several
+        int64_t end = std::min(granule * w.granule + (from / kMostPiece + 1) * kMostPiece, w.in_features);
+        end = std::min({end, (granule + 1) * w.granule, (k / group + 1) * group});
+        pieces.push_back({k, end, granule});
+        k = end;
     }
     return pieces;
 }
@@ -109,7 +118,7 @@ Tensor linear_dynamic(const Tensor x, const Tensor packed, const Tensor scale, c
                       const std::optional<Tensor> bias, int64_t out_features, int64_t in_features, const std::string text,
                       ScalarType dtype, int64_t isa, const std::optional<Tensor> residual, const std::string activation,
                       const std::string prologue, const std::optional<Tensor> by, const std::optional<Tensor> shift,
-                      double eps) {
+                      double eps, int64_t x_group) {
     const char* op = "linear_dynamic";
     const Kernels& kernels = kernels_for(isa);
     const RowView rows = row_view(op, "x", x);
@@ -120,27 +129,33 @@ Tensor linear_dynamic(const Tensor x, const Tensor packed, const Tensor scale, c
     CodedWeight w = weight.view;
     STD_TORCH_CHECK(w.integer && w.scheme != Scheme::shift && (w.granules == 1 || w.granule % kQuad == 0), "fxquant::", op, ": spec '",
                     text, "' is not of integers, symmetric or affine, in groups that are a multiple of ", kQuad);
+    STD_TORCH_CHECK(x_group >= 0 && x_group % kQuad == 0, "fxquant::", op, ": x_group is ", x_group,
+                    "; 0, or a multiple of ", kQuad, ", is taken");
     Tensor out = like_rows(x, out_features, dtype);
     const HeldAfter after(op, out, residual, activation);
 
-    const std::vector<Piece> pieces = pieces_of(w);
+    const int64_t group = std::min(x_group, round_up(in_features, kBlock));
+    const std::vector<Piece> pieces = pieces_of(w, group);
     const auto count = static_cast<int64_t>(pieces.size());
+    const int64_t scales = group == 0 ? 1 : count;
     const int64_t stride = staged_stride(in_features, kernels.code_bytes);
-    const int64_t row_bytes = stride + (1 + count) * static_cast<int64_t>(sizeof(float));
+    const int64_t row_bytes = stride + (scales + count) * static_cast<int64_t>(sizeof(float));
     const int64_t most = pass_rows(rows.rows, row_bytes);
     char* staged = scratch(most * row_bytes);
     auto* x_scale = reinterpret_cast<float*>(staged + most * stride);
-    auto* sums = reinterpret_cast<int32_t*>(x_scale + most);
+    auto* sums = reinterpret_cast<int32_t*>(x_scale + most * scales);
+    const PieceRows piece_rows = {sums, group == 0 ? nullptr : x_scale, count};
+    const float* row_scale = group == 0 ? x_scale : nullptr;
     for (int64_t first = 0; first < rows.rows; first += most) {
         const int64_t now = std::min(most, rows.rows - first);
         const Rows from = rows_from(rows, type, first);
         void* to = static_cast<char*>(out.data_ptr()) + first * out_features * float_bytes(out_type);
         w.after = after.from(first, out_features, out_type);
-        const CodedDynamicProblem problem{staged, stride, x_scale, sums, pieces.data(), count, w, to, out_type};
+        const CodedDynamicProblem problem{staged, stride, row_scale, group, piece_rows, pieces.data(), count, w, to, out_type};
         split(now, now * in_features < kSerialElements, [&](int64_t begin, int64_t end) {
             for_prepared(kernels, before.from(first), from, begin, end,
                          [&](const Rows& prepared, int64_t row0, int64_t row1, int64_t at) {
-                             kernels.coded.quantize(prepared, row0, row1, problem, staged + at * stride, x_scale + at,
+                             kernels.coded.quantize(prepared, row0, row1, problem, staged + at * stride, x_scale + at * scales,
                                                     sums + at * count);
                          });
         });

@@ -1,8 +1,5 @@
 // The products with weights of any number format, one panel at a time: float32 x values, and int8 x integer codes.
-// Included into each isa_*.cpp inside an anonymous namespace, after planes.h and before products.h' kernels_of.
-
-// k of one decoded tile: 128 x 64 floats are 32 KiB, which stay in L1 or close to it while all row groups pass over them.
-constexpr int64_t kTileK = 128;
+// Included into each isa_*.cpp inside an anonymous namespace, after granules.h and before products.h' kernels_of.
 
 // body(integral constant of `bits`): the width of the codes, known at compile time.
 template <class Body, int Bits = 8>
@@ -49,10 +46,12 @@ void coded_product_of(const CodedProblem& p, int64_t panel, int64_t row0, int64_
     alignas(64) float tile[kTileK * kPanel];
     alignas(64) float acc[kRowBlock * kPanel];
     std::memset(acc, 0, (row1 - row0) * kPanel * sizeof(float));
-    const bool fused = fused_product<Isa, Bits>(p, panel, row0, row1 - row0, acc);
+    const auto blocks = [&](int64_t k, int64_t end) { return blocks_of<Isa, Bits>(w, panel, k, end, room); };
+    const bool fused = granule_sums<Isa, Bits>(p, lookup, panel, row0, row1, blocks, acc) ||
+                       fused_product<Isa, Bits>(p, panel, row0, row1 - row0, acc);
     for (int64_t k = 0; !fused && k < w.in_features; k += kTileK) {
         const int64_t end = k + kTileK < w.in_features ? k + kTileK : w.in_features;
-        decode_tile<Isa, Bits>(lookup, granule, blocks_of<Isa, Bits>(w, panel, k, end, room), k, end, tile);
+        decode_tile<Isa, Bits>(lookup, granule, blocks(k, end), k, end, tile);
         for_groups(row0, row1, Isa::kFloatTall, [&](int64_t, int64_t row, int64_t height) {
             float_tile<Isa>(false, height, p.x + row * p.x_stride + k, p.x_stride, tile, quads(end - k),
                             acc + (row - row0) * kPanel);
@@ -112,10 +111,11 @@ void decode_panel_of(const CodedWeight& w, int64_t panel, void* out, Float out_t
 // Most k of one tile of patterns: 256 x 64 bytes are 16 KiB.
 constexpr int64_t kPatternK = 256;
 
-// k of one tile: whole granules, where they are small and made of what a compact panel is spread by.
-inline int64_t pattern_k(const CodedWeight& w) {
-    const bool whole = w.granules > 1 && w.granule <= kPatternK && w.granule % kSpreadK == 0;
-    return whole ? kPatternK / w.granule * w.granule : kPatternK;
+// k of one tile: whole pieces, where they are small and made of what a compact panel is spread by.
+inline int64_t pattern_k(const CodedDynamicProblem& p) {
+    const int64_t usual = p.pieces[0].k1;
+    const bool whole = p.count > 1 && usual <= kPatternK && usual % kSpreadK == 0;
+    return whole ? kPatternK / usual * usual : kPatternK;
 }
 
 // Patterns of the k from k0 (a multiple of 8) to k1 in quads [k / 4, 64, 4], as the dot products read them.
@@ -142,8 +142,9 @@ struct Span {
     int64_t quad0, depth;  // within the tile
     int64_t index;         // of the piece
     bool begins, ends;
+    int64_t like;  // spans from this one on that begin and end in the tile, all as deep
     alignas(64) float scale[kPanel];
-    alignas(64) int32_t zero[kPanel];
+    alignas(64) int32_t zero[kPanel];  // affine
 };
 
 template <class Isa>
@@ -163,23 +164,26 @@ Span span_of(const CodedDynamicProblem& p, int64_t panel, int64_t index, int64_t
         alignas(64) float zero[kPanel];
         read_granule<Isa>(w, w.zero, panel, piece.granule, zero);
         for (int64_t c = 0; c < kPanel; ++c) s.zero[c] = static_cast<int32_t>(zero[c]);
-    } else {
-        for (int64_t c = 0; c < kPanel; ++c) s.zero[c] = w.offset;
     }
     return s;
 }
 
-// y += scale * float(sum of (pattern - zero) * code), for the rows of one group.
+// y += scale * float(sum of (pattern - zero) * code) [* x_scale], for the rows of one group.
 template <class Isa>
 void add_span(const CodedDynamicProblem& p, const Span& s, int64_t row, int64_t height, const int32_t* sums, float* y) {
     using F = typename Isa::F;
     using U = typename Isa::U;
+    const bool affine = p.weight.scheme == Scheme::affine;
+    const PieceRows rows = p.rows.from(row, s.index);
     for (int64_t r = 0; r < height; ++r) {
-        const auto of_codes = static_cast<uint32_t>(p.sums[(row + r) * p.count + s.index]);
+        const U begin = U{} + static_cast<uint32_t>(rows.begin[r * rows.count]);
         for (int64_t c = 0; c < kPanel; c += Isa::kWidth) {
-            const U total = load<U>(sums + r * kPanel + c) - load<U>(s.zero + c) * of_codes;  // unsigned: it may wrap between
+            const U zeros = affine ? load<U>(s.zero + c) * begin : begin;  // unsigned: it may wrap between
+            const F total = __builtin_convertvector(bits<typename Isa::I>(load<U>(sums + r * kPanel + c) + zeros), F);
+            const F scale = load<F>(s.scale + c);
             F* at = reinterpret_cast<F*>(y + r * kPanel + c);
-            *at = Isa::fma(load<F>(s.scale + c), __builtin_convertvector(bits<typename Isa::I>(total), F), *at);
+            *at = rows.scale == nullptr ? Isa::fma(scale, total, *at)
+                                        : Isa::fma(scale * total, Isa::splat(rows.scale[r * rows.count]), *at);
         }
     }
 }
@@ -194,8 +198,7 @@ template <class Isa, bool Affine, int R = Isa::kTall>
 inline void dot_spans_of(const CodedDynamicProblem& p, const Span* spans, int64_t count, const char* codes, const uint8_t* tile,
                          int64_t row, int64_t height, float* y) {
     if (height == R) {
-        const int32_t* of_codes = p.sums + row * p.count + spans[0].index;
-        return Isa::template dot_spans<R, Affine>(spans, count, codes, p.code_stride, tile, of_codes, p.count, y);
+        return Isa::template dot_spans<R, Affine>(spans, count, codes, p.code_stride, tile, p.rows.from(row, spans[0].index), y);
     }
     if constexpr (R > 1) dot_spans_of<Isa, Affine, R - 1>(p, spans, count, codes, tile, row, height, y);
 }
@@ -207,18 +210,24 @@ inline void dot_spans(const CodedDynamicProblem& p, const Span* spans, int64_t c
     dot_spans_of<Isa, false>(p, spans, count, codes, tile, row, height, y);
 }
 
-// Spans that begin and end in the tile, as many as come first, finished with the sums in registers. 0 where the instruction
-// set does not do that.
+inline void count_alike(Span* spans, int64_t count) {
+    for (int64_t i = count - 1; i >= 0; --i) {
+        Span& s = spans[i];
+        const bool goes_on = i + 1 < count && spans[i + 1].depth == s.depth;
+        s.like = !s.begins || !s.ends ? 0 : goes_on ? 1 + spans[i + 1].like : 1;
+    }
+}
+
+// Spans that begin and end in the tile, as many alike as come first, finished with the sums in registers. 0 where the
+// instruction set does not do that.
 template <class Isa>
-int64_t scaled_spans(const CodedDynamicProblem& p, const Span* spans, int64_t most, const char* codes, const uint8_t* tile,
-                     int64_t row, int64_t height, float* y) {
+int64_t scaled_spans(const CodedDynamicProblem& p, const Span* spans, const char* codes, const uint8_t* tile, int64_t row,
+                     int64_t height, float* y) {
     if constexpr (!Isa::kScalesSums) {
         return 0;
     } else {
-        int64_t count = 0;
-        while (count < most && spans[count].begins && spans[count].ends) ++count;
-        if (count > 0) dot_spans<Isa>(p, spans, count, codes, tile, row, height, y);
-        return count;
+        if (spans[0].like > 0) dot_spans<Isa>(p, spans, spans[0].like, codes, tile, row, height, y);
+        return spans[0].like;
     }
 }
 
@@ -233,7 +242,7 @@ void fused_spans(const CodedDynamicProblem& p, int64_t panel, int64_t row0, int6
             const Span s = span_of<Isa>(p, panel, i, piece.k0, piece.k1);
             Isa::template dot_planes<R, Bits, Affine>(s, static_cast<const char*>(p.codes) + row0 * p.code_stride + piece.k0 * kCode,
                                                       p.code_stride, blocks + piece.k0 / kBlock * Bits * kPanel,
-                                                      p.sums + row0 * p.count + i, p.count, y);
+                                                      p.rows.from(row0, i), y);
         }
         return;
     }
@@ -245,7 +254,7 @@ bool fused_dynamic(const CodedDynamicProblem& p, int64_t panel, int64_t row0, in
     if constexpr (!Isa::kScalesSums) {
         return false;
     } else {
-        if (rows > Isa::kTall || !whole_blocks(p.weight) || !layout_of(p.weight).is_full(panel)) return false;
+        if (rows > Isa::kTall || !whole_blocks(p.weight) || p.x_group % kBlock != 0 || !layout_of(p.weight).is_full(panel)) return false;
         if (p.weight.scheme == Scheme::affine) {
             fused_spans<Isa, Bits, true, Isa::kTall>(p, panel, row0, rows, y);
         } else {
@@ -266,8 +275,19 @@ void coded_dynamic_of(const CodedDynamicProblem& p, int64_t panel, int64_t row0,
     Span spans[kPatternK / kQuad];
     std::memset(y, 0, (row1 - row0) * kPanel * sizeof(float));
     int64_t piece = 0;
-    const int64_t step = pattern_k(w);
+    const int64_t step = pattern_k(p);
+    const Columns columns(epilogue_of(w), panel);
+    const auto finish_rows = [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) {
+            const float* total = y + (row - row0) * kPanel;
+            const F x_scale = Isa::splat(p.x_scale == nullptr ? 1.0f : p.x_scale[row]);
+            finish<Isa>(
+                columns, [&](int64_t c) { return load<F>(total + c); }, [&](int64_t) { return x_scale; }, p.out, p.out_type, row,
+                w.out_features);
+        }
+    };
     const bool fused = fused_dynamic<Isa, Bits>(p, panel, row0, row1 - row0, y);
+    if (fused) finish_rows(row0, row1);
     for (int64_t k = 0; !fused && k < w.in_features; k += step) {
         const int64_t end = k + step < w.in_features ? k + step : w.in_features;
         spread_patterns<Isa, Bits>(w, panel, k, end, tile);
@@ -276,12 +296,13 @@ void coded_dynamic_of(const CodedDynamicProblem& p, int64_t panel, int64_t row0,
             spans[count++] = span_of<Isa>(p, panel, piece, k, end);
             if (!spans[count - 1].ends) break;
         }
+        count_alike(spans, count);
         for_groups(row0, row1, Isa::kTall, [&](int64_t, int64_t row, int64_t height) {
             const char* codes = static_cast<const char*>(p.codes) + row * p.code_stride + k * kCode;
             int32_t* acc = sums + (row - row0) * kPanel;
             for (int64_t i = 0; i < count;) {
                 const Span& s = spans[i];
-                if (const int64_t whole = scaled_spans<Isa>(p, spans + i, count - i, codes, tile, row, height, y + (row - row0) * kPanel)) {
+                if (const int64_t whole = scaled_spans<Isa>(p, spans + i, codes, tile, row, height, y + (row - row0) * kPanel)) {
                     i += whole;
                     continue;
                 }
@@ -290,29 +311,48 @@ void coded_dynamic_of(const CodedDynamicProblem& p, int64_t panel, int64_t row0,
                                   acc, !s.begins);
                 if (s.ends) add_span<Isa>(p, s, row, height, acc, y + (row - row0) * kPanel);
             }
+            if (end == w.in_features) finish_rows(row, row + height);  // here its stores go beside the products of the next rows
         });
-    }
-    const Columns columns(epilogue_of(w), panel);
-    for (int64_t row = row0; row < row1; ++row) {
-        const float* total = y + (row - row0) * kPanel;
-        finish<Isa>(
-            columns, [&](int64_t c) { return load<F>(total + c); }, [&](int64_t) { return Isa::splat(p.x_scale[row]); }, p.out,
-            p.out_type, row, w.out_features);
     }
 }
 
+// One row of x into codes by the range of each group; scale: one of each piece.
+template <class Isa, class Vector>
+void quantize_groups(const Rows& x, int64_t r, const CodedDynamicProblem& p, char* codes, float* scale) {
+    constexpr int64_t kCode = sizeof(Vector) / Isa::kWidth;
+    const char* row = static_cast<const char*>(x.data) + r * x.stride * size_of(x.type);
+    const bool whole = p.x_group % Isa::kWidth == 0;  // vectors: what is written behind a group is written again by the next
+    if (!whole) std::memset(codes, 0, quads(x.width) * kQuad * kCode);
+    int64_t piece = 0;
+    for (int64_t k = 0; k < x.width; k += p.x_group) {
+        const int64_t end = k + p.x_group < x.width ? k + p.x_group : x.width;
+        const Rows group = {row + k * size_of(x.type), x.stride, end - k, x.type};
+        float of_group;
+        if (whole) {
+            quantize_rows<Isa, Vector, 0, true>(group, 0, 1, codes + k * kCode, 0, &of_group);
+        } else {
+            quantize_rows<Isa, Vector, 0, false>(group, 0, 1, codes + k * kCode, 0, &of_group);
+        }
+        for (; piece < p.count && p.pieces[piece].k0 < end; ++piece) scale[piece] = of_group;
+    }
+}
+
+// scale: [rows], or [rows, pieces] of an x in groups.
 template <class Isa>
 void quantize_coded(const Rows& x, int64_t row0, int64_t row1, const CodedDynamicProblem& p, void* codes, float* scale,
-                    int32_t* sums) {
+                    int32_t* begin) {
     using Vector = typename Isa::CodeVector;
     using Code = typename std::remove_cv<typename std::remove_reference<decltype(Vector{}[0])>::type>::type;
-    quantize_rows<Isa, Vector, 0, true>(x, row0, row1, static_cast<char*>(codes), p.code_stride, scale);
+    auto* staged = static_cast<char*>(codes);
+    if (p.x_group == 0) quantize_rows<Isa, Vector, 0, true>(x, row0, row1, staged, p.code_stride, scale);
+    const auto zero = static_cast<uint32_t>(p.weight.scheme == Scheme::affine ? 1 : p.weight.offset);
     for (int64_t r = row0; r < row1; ++r) {
-        const auto* row = reinterpret_cast<const Code*>(static_cast<const char*>(codes) + r * p.code_stride);
+        if (p.x_group != 0) quantize_groups<Isa, Vector>(x, r, p, staged + r * p.code_stride, scale + r * p.count);
+        const auto* row = reinterpret_cast<const Code*>(staged + r * p.code_stride);
         for (int64_t i = 0; i < p.count; ++i) {
             int32_t sum = 0;
             for (int64_t k = p.pieces[i].k0; k < p.pieces[i].k1; ++k) sum += row[k];
-            sums[r * p.count + i] = sum;
+            begin[r * p.count + i] = static_cast<int32_t>(0u - zero * static_cast<uint32_t>(sum));
         }
     }
 }
@@ -334,5 +374,5 @@ void decode_panel(const CodedWeight& w, int64_t panel, void* out, Float out_type
 
 template <class Isa>
 constexpr CodedKernels coded_kernels_of() {
-    return {coded_product<Isa>, coded_dynamic_product<Isa>, quantize_coded<Isa>, decode_panel<Isa>};
+    return {coded_product<Isa>, sum_of_granules<Isa>, coded_dynamic_product<Isa>, quantize_coded<Isa>, decode_panel<Isa>};
 }

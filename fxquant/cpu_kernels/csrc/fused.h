@@ -47,85 +47,6 @@ FXQUANT_TILE void fused_columns(const typename Isa::template Lookup<Bits>& table
         store(acc + r * kPanel + j * W, sum[r][j]);
 }
 
-// Integer codes of 4 bits where scales have at most 8 significant bits: (code - zero) * scale is a float then, and so is each
-// step of code' * scale + zero', whatever offset code' has. Hence code' may be the bits of a code as they stand in the plane, in
-// the middle of a float's mantissa: at bit P they are 2^(23 - P) + pattern.
-constexpr int kMantissas = 3;
-constexpr int kMantissaBit[kMantissas] = {8, 12, 16};
-
-template <class Isa, int P>
-FXQUANT_INLINE typename Isa::F in_mantissa(typename Isa::U held) {
-    return bits<typename Isa::F>(Isa::merge(held, 15u << P, static_cast<uint32_t>(150 - P) << 23));
-}
-
-// A granule's zeros for them. exact: no scale is so large or small that a step would overflow or come near the subnormals.
-struct MantissaZeros {
-    MantissaZeros(const float* scale, const float* zero, int32_t offset) {
-        uint32_t outside = 0;
-        for (int64_t c = 0; c < kPanel; ++c) {
-            const uint32_t magnitude = bits<uint32_t>(scale[c]) & 0x7fffffffu;
-            outside |= static_cast<uint32_t>(magnitude - (27u << 23) > (200u << 23)) & static_cast<uint32_t>(magnitude != 0);
-        }
-        exact = outside == 0;
-        for (int m = 0; m < kMantissas; ++m) {
-            const auto added = static_cast<float>((1 << (23 - kMantissaBit[m])) + offset);
-            for (int64_t c = 0; c < kPanel; ++c) zeros[m][c] = -(zero == nullptr ? added : added + zero[c]) * scale[c];
-        }
-    }
-
-    alignas(64) float zeros[kMantissas][kPanel];
-    bool exact;
-};
-
-// fused_columns for these, over `depth` blocks.
-template <class Isa, int R, int Columns>
-FXQUANT_TILE void mantissa_columns(const float* scale, const MantissaZeros& zero, const uint8_t* block, int64_t column, int64_t depth,
-                                   const float* x, int64_t stride, float* acc) {
-    using F = typename Isa::F;
-    using U = typename Isa::U;
-    constexpr int W = Isa::kWidth;
-    F sum[R][Columns];
-    FXQUANT_UNROLL for (int r = 0; r < R; ++r) FXQUANT_UNROLL for (int j = 0; j < Columns; ++j)
-        sum[r][j] = load<F>(acc + r * kPanel + j * W);
-    block += column * kQuad;
-    for (; depth > 0; --depth, block += 4 * kPanel, x += kBlock) {
-        FXQUANT_UNROLL for (int64_t at = 0; at < Columns * W * kQuad; at += 64) __builtin_prefetch(block + kCodesAhead + at);
-        U held[Columns], up[Columns], down[Columns];
-        FXQUANT_UNROLL for (int j = 0; j < Columns; ++j) {
-            held[j] = load<U>(block + j * W * kQuad);
-            up[j] = held[j] << 8;
-            down[j] = held[j] >> 12;
-        }
-        const auto add = [&](int k, int j, F code, const float* its_zero) {
-            const F value = Isa::fma(code, load<F>(scale + column + j * W), load<F>(its_zero + column + j * W));
-            FXQUANT_UNROLL for (int r = 0; r < R; ++r) sum[r][j] = Isa::fma(Isa::splat(x[r * stride + k]), value, sum[r][j]);
-        };
-        FXQUANT_UNROLL for (int j = 0; j < Columns; ++j) add(0, j, in_mantissa<Isa, 8>(up[j]), zero.zeros[0]);
-        FXQUANT_UNROLL for (int j = 0; j < Columns; ++j) add(1, j, in_mantissa<Isa, 8>(held[j]), zero.zeros[0]);
-        FXQUANT_UNROLL for (int j = 0; j < Columns; ++j) add(2, j, in_mantissa<Isa, 16>(held[j]), zero.zeros[2]);
-        FXQUANT_UNROLL for (int j = 0; j < Columns; ++j) add(3, j, in_mantissa<Isa, 12>(down[j]), zero.zeros[1]);
-        FXQUANT_UNROLL for (int j = 0; j < Columns; ++j) add(4, j, in_mantissa<Isa, 12>(up[j]), zero.zeros[1]);
-        FXQUANT_UNROLL for (int j = 0; j < Columns; ++j) add(5, j, in_mantissa<Isa, 12>(held[j]), zero.zeros[1]);
-        FXQUANT_UNROLL for (int j = 0; j < Columns; ++j) add(6, j, in_mantissa<Isa, 8>(down[j]), zero.zeros[0]);
-        FXQUANT_UNROLL for (int j = 0; j < Columns; ++j) add(7, j, in_mantissa<Isa, 16>(down[j]), zero.zeros[2]);
-    }
-    FXQUANT_UNROLL for (int r = 0; r < R; ++r) FXQUANT_UNROLL for (int j = 0; j < Columns; ++j)
-        store(acc + r * kPanel + j * W, sum[r][j]);
-}
-
-// One granule of `depth` whole blocks. False if it is not exact.
-template <class Isa, Scheme S, int R>
-bool mantissa_granule(const CodedWeight& w, const Granule<Isa>& granule, const uint8_t* block, int64_t depth, const float* x,
-                      int64_t stride, float* acc) {
-    constexpr int kColumns = 4;  // vectors
-    const MantissaZeros zeros(granule.scale, S == Scheme::affine ? granule.zero : nullptr, w.offset);
-    if (!zeros.exact) return false;
-    for (int64_t c = 0; c < kPanel; c += kColumns * Isa::kWidth) {
-        mantissa_columns<Isa, R, kColumns>(granule.scale, zeros, block, c, depth, x, stride, acc + c);
-    }
-    return true;
-}
-
 template <class Isa, int Bits, Scheme S, int R>
 void fused_rows(const CodedProblem& p, int64_t panel, int64_t row0, float* acc) {
     const CodedWeight& w = p.weight;
@@ -138,13 +59,6 @@ void fused_rows(const CodedProblem& p, int64_t panel, int64_t row0, float* acc) 
         const int64_t end = granule.end < w.in_features ? granule.end : w.in_features;
         const uint8_t* block = blocks + k / kBlock * Bits * kPanel;
         const float* x = p.x + row0 * p.x_stride + k;
-        if constexpr (Bits == 4 && S != Scheme::shift) {
-            const bool few_bits = w.integer && w.scale.type != Stored::f32 && (end - k) % kBlock == 0;
-            if (few_bits && mantissa_granule<Isa, S, R>(w, granule, block, (end - k) / kBlock, x, p.x_stride, acc)) {
-                k = end;
-                continue;
-            }
-        }
         for (int64_t c = 0; c < kPanel; c += Isa::kFloatVectors * Isa::kWidth) {
             fused_columns<Isa, Bits, S, R>(lookup, granule, block, c, quads(end - k), x, p.x_stride, acc + c);
         }

@@ -2,10 +2,12 @@
 #include "kernels.h"
 
 #if defined(__AVX2__)
+#include <cpuid.h>
 #include <immintrin.h>
 
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 namespace fxquant {
 namespace {
@@ -32,9 +34,19 @@ struct Avx2 : Vectors<8> {
     static constexpr double kProducts = 60, kFloatProducts = 40;
     static constexpr bool kScalesSums = false;
     static constexpr bool kTogglesBits = false;
+    static constexpr bool kRaisesCodes = true;
     static constexpr bool kDotsFeatures = false;
 
     static F fma(F a, F b, F c) { return bits<F>(_mm256_fmadd_ps(bits<__m256>(a), bits<__m256>(b), bits<__m256>(c))); }
+    // Byte i of each lane, in its top byte.
+    template <int i>
+    static U raise(U held) {
+        if constexpr (i == 3) return held & 0xff000000u;
+        constexpr char n = -1;  // a zero
+        const __m256i from = _mm256_setr_epi8(n, n, n, i, n, n, n, i + 4, n, n, n, i + 8, n, n, n, i + 12, n, n, n, i, n, n, n, i + 4,
+                                              n, n, n, i + 8, n, n, n, i + 12);
+        return bits<U>(_mm256_shuffle_epi8(bits<__m256i>(held), from));
+    }
     static F load_half(const void* from) { return bits<F>(_mm256_cvtph_ps(load<__m128i>(from))); }
     static void store_half(void* to, F v) {
         store(to, _mm256_cvtps_ph(bits<__m256>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -44,6 +56,7 @@ struct Avx2 : Vectors<8> {
 
     template <int Bits>
     using Lookup = PlainLookup<Avx2, Bits>;
+    using Nibbles = PlainNibbles<Avx2>;
 
     static constexpr int kTurned = 4;  // features at a time
 
@@ -78,8 +91,29 @@ struct Avx2 : Vectors<8> {
         }
     }
 
+    // Whether there is AVX-VNNI, which multiplies pairs and adds them to a sum in one operation.
+    static bool adds_at_once() {
+#if defined(__clang__) || __GNUC__ >= 11  // an assembler that knows it stands beside them
+        static const bool has = [] {
+            unsigned a = 0, b = 0, c = 0, d = 0;
+            return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
+        }();
+        return has;
+#else
+        return false;
+#endif
+    }
+
+    // sum + the products of pairs of a and b. A sum of two products is exact in int32 either way.
+    template <bool AtOnce>
+    FXQUANT_INLINE __m256i add_pairs(__m256i sum, __m256i a, __m256i b) {
+        if constexpr (!AtOnce) return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+        asm("%{vex%} vpdpwssd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+        return sum;
+    }
+
     // One row x 32 columns over n quads: half of each line of B, one after another.
-    template <class Byte>
+    template <bool AtOnce, class Byte>
     FXQUANT_TILE void dot_row(const char* codes, const Byte* b, int64_t n, int32_t* acc, bool add) {
         __m256i low[4], high[4];
         FXQUANT_UNROLL for (int j = 0; j < 4; ++j) low[j] = high[j] = _mm256_setzero_si256();
@@ -88,8 +122,8 @@ struct Avx2 : Vectors<8> {
             __builtin_prefetch(b + kFetch);
             __builtin_prefetch(b + kFetch + 64);
             FXQUANT_UNROLL for (int j = 0; j < 4; ++j) {
-                low[j] = _mm256_add_epi32(low[j], _mm256_madd_epi16(a, widen_bytes(b + j * 32)));
-                high[j] = _mm256_add_epi32(high[j], _mm256_madd_epi16(a, widen_bytes(b + j * 32 + 16)));
+                low[j] = add_pairs<AtOnce>(low[j], a, widen_bytes(b + j * 32));
+                high[j] = add_pairs<AtOnce>(high[j], a, widen_bytes(b + j * 32 + 16));
             }
         }
         FXQUANT_UNROLL for (int j = 0; j < 4; ++j) {
@@ -115,7 +149,13 @@ struct Avx2 : Vectors<8> {
         for (int64_t q = 0; q < depth; q += kNear) {
             const int64_t n = depth - q < kNear ? depth - q : kNear;
             for (int64_t c = 0; R == 1 && c < kPanel; c += 32) {
-                dot_row(codes + q * kQuad * 2, b + (q * kPanel + c) * kQuad, n, acc + c, add || q > 0);
+                const char* a = codes + q * kQuad * 2;
+                const Byte* at = b + (q * kPanel + c) * kQuad;
+                if (std::is_same<Byte, int8_t>::value && adds_at_once()) {
+                    dot_row<true>(a, at, n, acc + c, add || q > 0);
+                } else {
+                    dot_row<false>(a, at, n, acc + c, add || q > 0);
+                }
             }
             for (int64_t c = 0; R > 1 && c < kPanel; c += 8) {
                 dot_columns<R>(codes + q * kQuad * 2, stride, b + (q * kPanel + c) * kQuad, n, acc + c, add || q > 0);
@@ -124,8 +164,10 @@ struct Avx2 : Vectors<8> {
     }
 };
 
+#include "attention.h"
 #include "products.h"
 #include "fused.h"
+#include "granules.h"
 #include "coded.h"
 #include "patches.h"
 

@@ -6,6 +6,7 @@
 
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 namespace fxquant {
 namespace {
@@ -30,6 +31,7 @@ struct Avx512Vnni : Vectors<16> {
     static constexpr int kFloatTall = 6;
     static constexpr int kFloatVectors = 4;
     static constexpr int kLoneVectors = 4;  // of one row
+    static constexpr bool kRaisesCodes = false;
     static constexpr int kFused = 4;        // rows
     static constexpr double kProducts = 250, kFloatProducts = 60;  // a nanosecond: see launch.h
     static constexpr bool kScalesSums = true;
@@ -85,6 +87,29 @@ struct Avx512Vnni : Vectors<16> {
         __m512i table[kTables];
     };
 
+    // Patterns of 4 bits less 8, looked up as floats, or in the upper half of a lane as bfloat16, which is a float already: no
+    // shift brings them down.
+    struct Nibbles {
+        Nibbles() {
+            for (int i = 0; i < 32; ++i) {
+                const auto value = static_cast<float>(i % 16 - 8);
+                floats[i % 16] = value;
+                halves[i] = static_cast<uint16_t>(bits<uint32_t>(value) >> 16);
+            }
+        }
+
+        // That of the k-th of 8 k. held: a vector of a block.
+        template <int k>
+        F value(U held) const {
+            const auto codes = bits<__m512i>(held >> (k / 4 * 4 + k % 2 * 8));
+            if constexpr (k % 4 < 2) return bits<F>(_mm512_permutexvar_ps(codes, load<__m512>(floats)));
+            return bits<F>(_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, codes, load<__m512i>(halves)));
+        }
+
+        alignas(64) float floats[16];
+        alignas(64) uint16_t halves[32];
+    };
+
     static constexpr int kTurned = 16;  // features at a time
 
     // line(i): the four quads of feature i. They go to [quads][64][4].
@@ -122,15 +147,22 @@ struct Avx512Vnni : Vectors<16> {
             _mm512_store_si512(acc + r * kPanel + j * 16, sum[r][j]);
     }
 
-    // Begins sums with what undoes the patterns' zero: -zero * the sum of a row's codes.
+    // Begins sums with what undoes the patterns' zero.
     template <int R, bool Affine, class Span>
-    FXQUANT_INLINE void begin_sums(const Span& s, const int32_t* of_codes, int64_t count, __m512i (&sum)[R][4]) {
+    FXQUANT_INLINE void begin_sums(const Span& s, const PieceRows& rows, __m512i (&sum)[R][4]) {
         FXQUANT_UNROLL for (int r = 0; r < R; ++r) {
-            const __m512i of_row = _mm512_set1_epi32(static_cast<int32_t>(0u - static_cast<uint32_t>(of_codes[r * count]) *
-                                                                                    (Affine ? 1u : static_cast<uint32_t>(s.zero[0]))));
+            const __m512i begin = _mm512_set1_epi32(rows.begin[r * rows.count]);
             FXQUANT_UNROLL for (int j = 0; j < 4; ++j)
-                sum[r][j] = Affine ? _mm512_mullo_epi32(_mm512_load_si512(s.zero + j * 16), of_row) : of_row;
+                sum[r][j] = Affine ? _mm512_mullo_epi32(_mm512_load_si512(s.zero + j * 16), begin) : begin;
         }
+    }
+
+    // y + scale * float(sums) [* x_scale].
+    template <bool Grouped>
+    FXQUANT_INLINE __m512 scaled(__m512 scale, __m512i sums, const float* x_scale, __m512 y) {
+        const __m512 value = _mm512_cvtepi32_ps(sums);
+        if constexpr (Grouped) return _mm512_fmadd_ps(_mm512_mul_ps(scale, value), _mm512_set1_ps(*x_scale), y);
+        return _mm512_fmadd_ps(scale, value, y);
     }
 
     template <int R>
@@ -143,17 +175,17 @@ struct Avx512Vnni : Vectors<16> {
     }
 
     // Spans of `Depth` quads each: no loop whose end would often be guessed wrong, and 3 rows at a time leave room for y in registers.
-    template <int R, bool Affine, int Depth, class Span>
+    template <int R, bool Affine, bool Grouped, int Depth, class Span>
     FXQUANT_TILE void dot_short_spans(const Span* spans, int64_t count, const char* codes, int64_t stride, const uint8_t* tile,
-                                      const int32_t* of_codes, int64_t pieces, float* y) {
+                                      PieceRows rows, float* y) {
         __m512 total[R][4];
         FXQUANT_UNROLL for (int r = 0; r < R; ++r) FXQUANT_UNROLL for (int j = 0; j < 4; ++j)
             total[r][j] = _mm512_load_ps(y + r * kPanel + j * 16);
         const uint8_t* b = tile + spans[0].quad0 * kPanel * kQuad;
         const char* a = codes + spans[0].quad0 * kQuad;
-        for (const Span* end = spans + count; spans < end; ++spans, ++of_codes, b += Depth * kPanel * kQuad, a += Depth * kQuad) {
+        for (const Span* end = spans + count; spans < end; ++spans, b += Depth * kPanel * kQuad, a += Depth * kQuad) {
             __m512i sum[R][4];
-            begin_sums<R, Affine>(*spans, of_codes, pieces, sum);
+            begin_sums<R, Affine>(*spans, rows, sum);
             FXQUANT_UNROLL for (int q = 0; q < Depth; ++q) {
                 __m512i pattern[4];
                 FXQUANT_UNROLL for (int j = 0; j < 4; ++j) pattern[j] = _mm512_load_si512(b + q * kPanel * kQuad + j * 64);
@@ -162,44 +194,58 @@ struct Avx512Vnni : Vectors<16> {
             FXQUANT_UNROLL for (int j = 0; j < 4; ++j) {
                 const __m512 scale = _mm512_load_ps(spans->scale + j * 16);
                 FXQUANT_UNROLL for (int r = 0; r < R; ++r)
-                    total[r][j] = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(sum[r][j]), total[r][j]);
+                    total[r][j] = scaled<Grouped>(scale, sum[r][j], rows.scale + r * rows.count, total[r][j]);
             }
+            rows = {rows.begin + 1, Grouped ? rows.scale + 1 : nullptr, rows.count};
         }
         FXQUANT_UNROLL for (int r = 0; r < R; ++r) FXQUANT_UNROLL for (int j = 0; j < 4; ++j)
             _mm512_store_ps(y + r * kPanel + j * 16, total[r][j]);
     }
 
-    // y += scale * float(sums).
-    template <int R, class Span>
-    FXQUANT_INLINE void end_sums(const Span& s, const __m512i (&sum)[R][4], float* y) {
+    // The same into y in memory.
+    template <bool Grouped, int R, class Span>
+    FXQUANT_INLINE void end_sums_of(const Span& s, const __m512i (&sum)[R][4], const PieceRows& rows, float* y) {
         FXQUANT_UNROLL for (int j = 0; j < 4; ++j) {
             const __m512 scale = _mm512_load_ps(s.scale + j * 16);
             FXQUANT_UNROLL for (int r = 0; r < R; ++r) {
                 float* at = y + r * kPanel + j * 16;
-                _mm512_store_ps(at, _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(sum[r][j]), _mm512_load_ps(at)));
+                _mm512_store_ps(at, scaled<Grouped>(scale, sum[r][j], rows.scale + r * rows.count, _mm512_load_ps(at)));
             }
         }
         asm volatile("" ::: "memory");  // y stays in memory: kept in registers from span to span it would drive out the sums
     }
 
-    // Spans of one tile of patterns. of_codes: sums of the first one's codes, `pieces` apart from row to row.
+    template <int R, class Span>
+    FXQUANT_INLINE void end_sums(const Span& s, const __m512i (&sum)[R][4], const PieceRows& rows, float* y) {
+        if (rows.scale != nullptr) return end_sums_of<true>(s, sum, rows, y);
+        end_sums_of<false>(s, sum, rows, y);
+    }
+
+    template <int R, bool Affine, bool Grouped, class Span>
+    FXQUANT_INLINE void dot_usual_spans(const Span* spans, int64_t count, const char* codes, int64_t stride, const uint8_t* tile,
+                                        const PieceRows& rows, float* y) {
+        constexpr int kHigh = R > 3 ? (R + 1) / 2 : R;
+        dot_short_spans<kHigh, Affine, Grouped, kUsual>(spans, count, codes, stride, tile, rows, y);
+        if constexpr (R > kHigh) {
+            dot_short_spans<R - kHigh, Affine, Grouped, kUsual>(spans, count, codes + kHigh * stride, stride, tile, rows.from(kHigh, 0),
+                                                                y + kHigh * kPanel);
+        }
+    }
+
+    static constexpr int kUsual = 8;  // quads of a span
+
+    // Spans of one tile of patterns, of one depth. rows: from the first one on.
     template <int R, bool Affine, class Span>
     FXQUANT_TILE void dot_spans(const Span* spans, int64_t count, const char* codes, int64_t stride, const uint8_t* tile,
-                                const int32_t* of_codes, int64_t pieces, float* y) {
-        constexpr int kUsual = 8;
-        if (spans[0].depth == kUsual && spans[count - 1].depth == kUsual) {  // only the last may be shorter
-            constexpr int kHigh = R > 3 ? (R + 1) / 2 : R;
-            dot_short_spans<kHigh, Affine, kUsual>(spans, count, codes, stride, tile, of_codes, pieces, y);
-            if constexpr (R > kHigh) {
-                dot_short_spans<R - kHigh, Affine, kUsual>(spans, count, codes + kHigh * stride, stride, tile,
-                                                           of_codes + kHigh * pieces, pieces, y + kHigh * kPanel);
-            }
-            return;
+                                const PieceRows& rows, float* y) {
+        if (spans[0].depth == kUsual) {
+            if (rows.scale != nullptr) return dot_usual_spans<R, Affine, true>(spans, count, codes, stride, tile, rows, y);
+            return dot_usual_spans<R, Affine, false>(spans, count, codes, stride, tile, rows, y);
         }
         for (int64_t i = 0; i < count; ++i) {
             const Span& s = spans[i];
             __m512i sum[R][4];
-            begin_sums<R, Affine>(s, of_codes + i, pieces, sum);
+            begin_sums<R, Affine>(s, rows.from(0, i), sum);
             const uint8_t* b = tile + s.quad0 * kPanel * kQuad;
             const char* a = codes + s.quad0 * kQuad;
             const uint8_t* end = b + s.depth * kPanel * kQuad;
@@ -210,16 +256,16 @@ struct Avx512Vnni : Vectors<16> {
                 b += kPanel * kQuad;
                 a += kQuad;
             } while (b != end);
-            end_sums<R>(s, sum, y);
+            end_sums<R>(s, sum, rows.from(0, i), y);
         }
     }
 
     // A span that is a whole piece, from its planes.
     template <int R, int Bits, bool Affine, class Span>
-    FXQUANT_TILE void dot_planes(const Span& s, const char* codes, int64_t stride, const uint8_t* block, const int32_t* of_codes,
-                                 int64_t pieces, float* y) {
+    FXQUANT_TILE void dot_planes(const Span& s, const char* codes, int64_t stride, const uint8_t* block, const PieceRows& rows,
+                                 float* y) {
         __m512i sum[R][4];
-        begin_sums<R, Affine>(s, of_codes, pieces, sum);
+        begin_sums<R, Affine>(s, rows, sum);
         for (int64_t q = 0; q < s.depth; q += 2, block += Bits * kPanel, codes += kBlock) {
             FXQUANT_UNROLL for (int row = 0; row < Bits; ++row) __builtin_prefetch(block + kFetchAhead + row * kPanel);
             __m512i pattern[4];
@@ -229,7 +275,7 @@ struct Avx512Vnni : Vectors<16> {
             FXQUANT_UNROLL for (int j = 0; j < 4; ++j) pattern[j] = bits<__m512i>(patterns<U, Bits>(block, 4 + j, 0));
             add_quad<R>(pattern, codes + kQuad, stride, sum);
         }
-        end_sums<R>(s, sum, y);
+        end_sums<R>(s, sum, rows, y);
     }
 
     static constexpr bool kDotsFeatures = true;
@@ -284,8 +330,10 @@ struct Avx512Vnni : Vectors<16> {
     }
 };
 
+#include "attention.h"
 #include "products.h"
 #include "fused.h"
+#include "granules.h"
 #include "coded.h"
 #include "patches.h"
 

@@ -1,6 +1,7 @@
 // Any machine: plain C++ and four-lane vectors, which the compiler maps to what it has (SSE2, NEON).
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "kernels.h"
 
@@ -45,6 +46,7 @@ struct Portable : Vectors<4> {
     static constexpr int kFloatTall = 4;
     static constexpr int kFloatVectors = 2;
     static constexpr int kLoneVectors = 4;
+    static constexpr bool kRaisesCodes = false;
     static constexpr int kFused = 2;
     static constexpr double kProducts = 4, kFloatProducts = 4;
     static constexpr bool kScalesSums = false;
@@ -62,6 +64,7 @@ struct Portable : Vectors<4> {
 
     template <int Bits>
     using Lookup = PlainLookup<Portable, Bits>;
+    using Nibbles = PlainNibbles<Portable>;
 
     static constexpr int kTurned = 4;  // features at a time
 
@@ -98,8 +101,10 @@ struct Portable : Vectors<4> {
     }
 };
 
+#include "attention.h"
 #include "products.h"
 #include "fused.h"
+#include "granules.h"
 #include "coded.h"
 #include "patches.h"
 

@@ -169,16 +169,26 @@ struct CodedWeight {
     After after;
 };
 
-// y[rows, N] = x @ value^T * tensor_scale + bias. x: float rows, x_stride floats apart, zero from K to 4 * quads(K).
+// Whether products of floats are summed up granule by granule with codes, which are exact, and each sum is scaled once: half
+// the operations where they come from registers. Short granules would be scaled too often.
+inline bool sums_granules(const CodedWeight& w) {
+    const bool long_ones = w.granules == 1 || (w.granule >= 16 && w.granule % kBlock == 0);
+    return w.integer && w.bits == 4 && w.scheme != Scheme::shift && long_ones;
+}
+
+// y[rows, N] = x @ value^T * tensor_scale + bias. x: float rows, x_stride floats apart, zero from K to 4 * quads(K). sums: of
+// each row in each granule, [rows, granules], where sums_granules() and the scheme is affine.
 struct CodedProblem {
     const float* x;
     int64_t x_stride;
+    const float* sums;
     CodedWeight weight;
     void* out;
     Float out_type;
 };
 
-// Neighbouring k of one granule whose products are summed up in int32: k0 <= k < k1, k0 a multiple of 4.
+// Neighbouring k of one granule of the weight, and of one group of x, whose products are summed up in int32: k0 <= k < k1, k0 a
+// multiple of 4.
 struct Piece {
     int64_t k0;
     int64_t k1;
@@ -188,13 +198,29 @@ struct Piece {
 // 255 * 127 * 65536 < 2^31: a granule beyond this many k is summed up in several pieces.
 constexpr int64_t kMostPiece = 65536;
 
-// y[rows, N] = (sum over pieces of float(codes @ (weight codes - zero)^T) * scale) * x_scale + bias. codes: staged rows, see
-// quantize_coded. sums: of each row's codes in each piece.
+// What a row of codes brings to the sum of each piece. begin: what the sum begins with, minus the sum of the row's codes, times
+// the weight's zero point where all its codes have the same one. scale: of x in each piece; null where a row has one scale.
+// Both [rows, count].
+struct PieceRows {
+    const int32_t* begin;
+    const float* scale;
+    int64_t count;
+
+    PieceRows from(int64_t row, int64_t piece) const {
+        const int64_t at = row * count + piece;
+        return {begin + at, scale == nullptr ? nullptr : scale + at, count};
+    }
+};
+
+// y[rows, N] = (sum over pieces of float(codes @ (weight codes - zero)^T) * scale) * x_scale + bias, or with x_scale in the sum
+// where it is one of each piece. codes: staged rows, see quantize_coded. x_scale: [rows], or null. x_group: values of x that
+// share a scale; 0 where a row does.
 struct CodedDynamicProblem {
     const void* codes;
     int64_t code_stride;
     const float* x_scale;
-    const int32_t* sums;
+    int64_t x_group;
+    PieceRows rows;
     const Piece* pieces;
     int64_t count;
     CodedWeight weight;
@@ -205,10 +231,12 @@ struct CodedDynamicProblem {
 struct CodedKernels {
     // One panel x the rows row0 <= r < row1, at most kRowBlock.
     void (*product)(const CodedProblem& problem, int64_t panel, int64_t row0, int64_t row1);
+    // The sums of one row of x in each granule.
+    void (*sum)(const CodedWeight& weight, const float* x, float* sums);
     void (*dynamic_product)(const CodedDynamicProblem& problem, int64_t panel, int64_t row0, int64_t row1);
-    // Rows of x into staged codes, code_bytes each, their scales, and their sums over each piece.
+    // Rows of x into staged codes, code_bytes each, their scales (of rows, or of pieces), and what their sums begin with.
     void (*quantize)(const Rows& x, int64_t row0, int64_t row1, const CodedDynamicProblem& problem, void* codes, float* scale,
-                     int32_t* sums);
+                     int32_t* begin);
     // One panel's values [64, K], with tensor_scale, into out [N, K].
     void (*decode)(const CodedWeight& weight, int64_t panel, void* out, Float out_type);
 };
@@ -236,6 +264,42 @@ struct PatchKernels {
     // are read.
     void (*turn)(const void* from, int64_t stride, int64_t n, int64_t width, Float type, void* to, int64_t to_stride);
 };
+
+// ---- attention
+
+// Keys whose scores are worked on together: 64 transposed keys of 64 features, and their values, fit into the L1 cache.
+constexpr int64_t kKeyBlock = 64;
+
+enum class MaskType : int32_t { none, boolean, f32, bf16, f16 };
+
+constexpr int64_t mask_size(MaskType type) { return type == MaskType::boolean ? 1 : type == MaskType::f32 ? 4 : 2; }
+
+// [batch, head, row, ...], of which the last dimension is contiguous: elements from one to the next. 0: all share one.
+struct AttentionOperand {
+    const void* data;
+    int64_t batch;
+    int64_t head;
+    int64_t row;
+};
+
+// out[batch, queries, heads, value_width] = softmax(query @ key^T * scale, masked) @ value, of type `type`.
+struct AttentionProblem {
+    AttentionOperand query, key, value, mask;
+    Float type;
+    MaskType mask_type;
+    bool causal;  // query q attends to the keys up to q
+    float scale;
+    int64_t heads, key_heads, queries, keys, width, value_width;
+    void* out;
+};
+
+// Floats that a task of so many rows takes for itself.
+constexpr int64_t attention_room(int64_t rows, int64_t width, int64_t value_width) {
+    const int64_t k = round_up(width, 16), v = round_up(value_width, 16);
+    return rows * (k + v + 8) + kKeyBlock * (k + (k > v ? k : v) + 16) + 128;
+}
+
+// ---- end of attention
 
 // Elements that laying out one unit takes for itself.
 constexpr int64_t room_elements(const Layout& l) {
@@ -265,6 +329,8 @@ struct Kernels {
     PatchKernels patches;
     uint32_t (*amax)(const void* x, Float type, int64_t n);  // the bits of the largest absolute value; NaN stands on top
     CodedKernels coded;
+    // The queries query0 <= q < query1 of the heads that share a key head. room: attention_room() of them.
+    void (*attention)(const AttentionProblem& problem, int64_t batch, int64_t key_head, int64_t query0, int64_t query1, void* room);
 };
 
 // One panel of the packed form of codes [n, k], into its place in `packed`.

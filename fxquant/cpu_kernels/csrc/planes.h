@@ -60,6 +60,29 @@ struct PlainLookup {
     const uint16_t* values_of;
 };
 
+// The pattern at bit P of each lane as it stands, in the middle of a float's mantissa: 2^(23 - P) + pattern.
+template <class Isa, int P>
+FXQUANT_INLINE typename Isa::F in_mantissa(typename Isa::U held) {
+    return bits<typename Isa::F>(Isa::merge(held, 15u << P, static_cast<uint32_t>(150 - P) << 23));
+}
+
+// Patterns of 4 bits less 8 where no instruction looks up whole vectors of them.
+template <class Isa>
+struct PlainNibbles {
+    using F = typename Isa::F;
+    using U = typename Isa::U;
+
+    // That of the k-th of 8 k. held: a vector of a block.
+    template <int k>
+    F value(U held) const {
+        constexpr int P = k == 2 || k == 7 ? 16 : k == 3 || k == 4 || k == 5 ? 12 : 8;
+        constexpr int kUp = P - 4 * (k % 4 * 2 + k / 4);  // from where it stands
+        const U moved = kUp > 0 ? held << 8 : kUp < 0 ? held >> 12 : held;
+        static_assert(kUp == 8 || kUp == 0 || kUp == -12, "three vectors serve all k");
+        return in_mantissa<Isa, P>(moved) - static_cast<float>((1 << (23 - P)) + 8);
+    }
+};
+
 // W bytes, widened.
 template <class Isa>
 inline typename Isa::U load_bytes(const void* from) {
@@ -142,6 +165,15 @@ inline void read_granule(const CodedWeight& w, const Granules& from, int64_t pan
         return read_numbers<Isa>(from.data, from.type, first * w.granules + granule * kPanel, to);
     }
     read_copied<Isa>(w, from, granule, first, left < kPanel ? left : kPanel, to);
+}
+
+// Fetches the numbers of a later granule, or of the next panel's: they come too seldom for the hardware to do it.
+inline void fetch_granule(const CodedWeight& w, const Granules& from, int64_t panel, int64_t granule) {
+    constexpr int64_t kGranulesAhead = 8;
+    if (from.rows != 0) return;
+    const int64_t size = from.type == Stored::f32 ? 4 : from.type == Stored::bf16 ? 2 : 1;
+    const auto* at = static_cast<const char*>(from.data) + (panel * w.granules + granule + kGranulesAhead) * kPanel * size;
+    for (int64_t line = 0; line < kPanel * size; line += 64) __builtin_prefetch(at + line);
 }
 
 // The granule that k lies in, as floats for the 64 features of a panel.

@@ -252,14 +252,46 @@ FXQUANT_TILE void float_tile_packed(const float* x, int64_t stride, const int8_t
         store(acc + r * kPanel + j * W, sum[r][j]);
 }
 
-// The same sums from codes that were widened to floats before: tile is [depth * 4][64] floats. acc is added to.
+// Whether sums of x * code may be kept 2^24 times as large: then no bit of them changes, they only must not overflow.
+inline bool may_be_raised(const float* x, int64_t n) {
+    constexpr uint32_t kMost = (127u + 64u) << 23;  // 2^64 * 2^7 * 2^24, and K up to 2^32
+    uint32_t over = 0;
+    for (int64_t k = 0; k < n; ++k) over |= static_cast<uint32_t>((bits<uint32_t>(x[k]) & 0x7fffffffu) > kMost);
+    return over == 0;
+}
+
+// float_tile_packed of one row that may be raised: a code in the top byte of a lane has its sign there.
+template <class Isa, int NV>
+FXQUANT_TILE void float_row_raised(const float* x, const int8_t* b, int64_t depth, float* acc) {
+    using F = typename Isa::F;
+    using U = typename Isa::U;
+    constexpr int W = Isa::kWidth;
+    F sum[NV];
+    FXQUANT_UNROLL for (int j = 0; j < NV; ++j) sum[j] = F{};
+    const auto step = [&](float at, U raised, int j) {
+        sum[j] = Isa::fma(Isa::splat(at), __builtin_convertvector(bits<typename Isa::I>(raised), F), sum[j]);
+    };
+    for (int64_t q = 0; q < depth; ++q, b += kPanel * kQuad, x += kQuad) {
+        FXQUANT_UNROLL for (int j = 0; j < NV * W * kQuad; j += 64) __builtin_prefetch(b + kCodesAhead + j);
+        FXQUANT_UNROLL for (int j = 0; j < NV; ++j) {
+            const U held = load<U>(b + j * W * kQuad);
+            step(x[0], Isa::template raise<0>(held), j);
+            step(x[1], Isa::template raise<1>(held), j);
+            step(x[2], Isa::template raise<2>(held), j);
+            step(x[3], Isa::template raise<3>(held), j);
+        }
+    }
+    FXQUANT_UNROLL for (int j = 0; j < NV; ++j) store(acc + j * W, sum[j] * 0x1p-24f);
+}
+
+// The same sums from codes that were widened to floats before: tile is [depth * 4][64] floats.
 template <class Isa, int R, int NV>
-FXQUANT_TILE void float_tile_wide(const float* x, int64_t stride, const float* tile, int64_t depth, float* acc) {
+FXQUANT_TILE void float_tile_wide(const float* x, int64_t stride, const float* tile, int64_t depth, float* acc, bool add) {
     using F = typename Isa::F;
     constexpr int W = Isa::kWidth;
     F sum[R][NV];
     FXQUANT_UNROLL for (int r = 0; r < R; ++r) FXQUANT_UNROLL for (int j = 0; j < NV; ++j)
-        sum[r][j] = load<F>(acc + r * kPanel + j * W);
+        sum[r][j] = add ? load<F>(acc + r * kPanel + j * W) : F{};
     for (int64_t k = 0; k < depth * kQuad; ++k) {
         F b[NV];
         FXQUANT_UNROLL for (int j = 0; j < NV; ++j) b[j] = load<F>(tile + k * kPanel + j * W);
@@ -277,11 +309,19 @@ inline void float_tile(bool packed, int64_t rows, const float* x, int64_t stride
                        bool add = true) {
     constexpr int W = Isa::kWidth, NV = R == 1 ? Isa::kLoneVectors : Isa::kFloatVectors;
     if (rows == R) {
+        if constexpr (R == 1 && Isa::kRaisesCodes) {
+            if (packed && !add && may_be_raised(x, depth * kQuad)) {
+                for (int64_t c = 0; c < kPanel; c += NV * W) {
+                    float_row_raised<Isa, NV>(x, static_cast<const int8_t*>(b) + c * kQuad, depth, acc + c);
+                }
+                return;
+            }
+        }
         for (int64_t c = 0; c < kPanel; c += NV * W) {
             if (packed) {
                 float_tile_packed<Isa, R, NV>(x, stride, static_cast<const int8_t*>(b) + c * kQuad, depth, acc + c, add);
             } else {
-                float_tile_wide<Isa, R, NV>(x, stride, static_cast<const float*>(b) + c, depth, acc + c);
+                float_tile_wide<Isa, R, NV>(x, stride, static_cast<const float*>(b) + c, depth, acc + c, add);
             }
         }
         return;
@@ -374,5 +414,6 @@ constexpr Kernels kernels_of(const char* name) {
     k.int8_scaling = int8_scaling;
     k.patches = patch_kernels_of<Isa>();
     k.coded = coded_kernels_of<Isa>();
+    k.attention = attention<Isa>;
     return k;
 }

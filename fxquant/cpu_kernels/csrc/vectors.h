@@ -23,6 +23,14 @@ struct Vectors {
     // x - 0 is x, minus zero too, so that this is a broadcast and nothing else; x + 0 would be an addition.
     static F splat(float x) { return x - F{}; }
 
+    // 0, 1, 2, ...
+    static I lanes() {
+        alignas(W * 4) static constexpr int32_t kLanes[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        I v;
+        std::memcpy(&v, kLanes, sizeof(I));
+        return v;
+    }
+
     static U merge(U x, uint32_t mask, uint32_t other) { return (x & mask) | other; }
 };
 

@@ -362,6 +362,28 @@ def test_dynamic_shapes(form: str) -> None:
             assert_same(out, model(x), depth=K)
 
 
+class Scaled(nn.Module):
+    """Attention whose scale is a number of the module: under dynamic=True a symbol that Dynamo then settles."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = 0.25
+        self.proj = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.proj(x)
+        return F.scaled_dot_product_attention(q, q, q, scale=self.scale)
+
+
+@torch.no_grad()
+def test_numbers_that_dynamo_settled_are_constants() -> None:
+    model, x = Scaled().eval(), torch.randn(2, 3, 5, 8)
+    out, (captured,) = through_capture(model, x, dynamic=True)
+    (attention,) = [n for n in captured.gm.graph.nodes if "scaled_dot_product_attention" in target_name(n)]
+    assert attention.kwargs["scale"] == 0.25
+    assert_same(out, model(x), depth=8)
+
+
 def test_autocast_region_keeps_its_dtypes() -> None:
     def compute(m: Any, x: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -42,6 +44,12 @@ def quantized(config: QuantConfig, subject: Subject, threads: int) -> Callable[[
     return lambda: fn(*subject.inputs)
 
 
+def in_bfloat16(config: QuantConfig, subject: Subject, threads: int) -> Callable[[], Tensor]:
+    """The same of the model in bfloat16, in which OpenVINO computes all but products on such a CPU; logits are too."""
+    model = copy.deepcopy(subject.model).to(torch.bfloat16)
+    return quantized(config.with_fields(wrapper="cpp"), replace(subject, model=model), threads)
+
+
 # One recipe a model, for speed and accuracy both; the head is quantized too. 4 bits: groups of 32 as Q4_0 has, and as
 # there 8 bits for the head.
 INT8 = QuantConfig(preset="int8dq")
@@ -53,6 +61,7 @@ INT8_WEIGHTS = QuantConfig(preset="int8wo")
 FLOAT = "float32 Inductor"
 OURS: dict[str, Build] = {
     "fxquant int8dq": partial(quantized, INT8),
+    "fxquant int8dq, bfloat16": partial(in_bfloat16, INT8),
     "fxquant int8dq, groups": partial(quantized, INT8_GROUPS),
     "fxquant int4dq": partial(quantized, INT4),
     "fxquant int4wo": partial(quantized, INT4_WEIGHTS),
@@ -61,6 +70,7 @@ OURS: dict[str, Build] = {
 # The same in words, for tables.
 RECIPES = {
     "fxquant int8dq": "int8 weights, int8 activations per token",
+    "fxquant int8dq, bfloat16": "the same; the model in bfloat16, called from C++ (wrapper='cpp')",
     "fxquant int8dq, groups": "int8 weights and int8 activations, both in groups of 128",
     "fxquant int4dq": "int4 weights in groups of 32, int8 activations per token, int8 head",
     "fxquant int4wo": "int4 weights in groups of 128, float activations, int8 head",

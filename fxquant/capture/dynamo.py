@@ -51,6 +51,7 @@ def from_dynamo(gm: GraphModule, example_inputs: Sequence[Any], names: Names | N
     captured = module_around(graph, {w.name: w.tensor for w in found}, gm)
     for node in graph.nodes:
         _bring_value(node)
+    _settle_numbers(graph)
     make_canonical(captured, {w.name: w.paths for w in found}, named=names is not None)
     static = {node for weight in found for node in weight.placeholders}
     return CapturedGraph(
@@ -147,6 +148,21 @@ def _bring_value(node: Node) -> None:
         node.meta.pop(key, None)
     if node.op in ("call_function", "call_method", "call_module"):
         fill_missing_value(node)
+
+
+def _settle_numbers(graph: Graph) -> None:
+    """Numbers that Dynamo took for symbols and then settled, such as the scale that attention is given, as constants.
+
+    Dynamo guards them already; a later trace knows nothing of it, and would meet a number that no input tells.
+    """
+    for node in list(graph.nodes):
+        value = node.meta.get(VALUE_KEY)
+        if node.op == "placeholder" or not isinstance(value, (torch.SymInt, torch.SymFloat)):
+            continue
+        settled = value.node.maybe_as_int() if isinstance(value, torch.SymInt) else value.node.maybe_as_float()
+        if settled is not None:
+            node.replace_all_uses_with(settled)
+            graph.erase_node(node)
 
 
 def _break_reason(gm: GraphModule) -> str:

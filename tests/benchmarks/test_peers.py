@@ -233,6 +233,7 @@ def test_one_model_in_float_and_ours(tmp_path: Path) -> None:
     path = tmp_path / "found.json"
     command = [sys.executable, "-m", "benchmarks.peers.one", "--subject", "decoder-1", "--json", str(path)]
     subprocess.run([*command, "--seconds", "0.5", "--tools", FLOAT, "fxquant int8dq"], check=True)
-    tools = json.loads(path.read_text())["tools"]
+    (found,) = json.loads(path.read_text())
+    tools = found["tools"]
     assert tools[FLOAT]["error"] < 1e-4 < tools["fxquant int8dq"]["error"] < 0.1
     assert all(tool["best"] <= tool["median"] <= tool["worst"] for tool in tools.values())

@@ -128,6 +128,7 @@ CASES: dict[str, tuple[Callable[[torch.dtype], Case], ...]] = {
     "decode_weight": (lambda d: (*_packed(INT4), N, K, INT4, d),),
     "linear_weight_only": (lambda d: (_x(d), *_packed(INT4), _random(N), N, K, INT4, d),),
     "linear_dynamic": (lambda d: (_x(d), *_packed(INT4)[:3], _random(N), N, K, INT4, d),),
+    "attention": (lambda d: (*_heads(d), torch.arange(6) < torch.arange(2, 7)[:, None]),),
     "pack_rows": (lambda d: (_weight(INT4)[0], INT4),),
     "unpack_rows": (lambda d: (_stored(INT4)[0], INT4, K),),
     "decode_rows": (lambda d: (*_stored(INT4), K, INT4, d),),
@@ -169,6 +170,11 @@ EXACT = frozenset(CASES) - {
     "experts_matmul", "experts_outer",
 }  # fmt: skip
 _LARGEST_TERMS = 40.0  # of any case the sum of the absolute terms, as a multiple of the largest result
+
+
+def _heads(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value: 4 heads of 5 queries, on 2 heads of 6 keys."""
+    return (_random(2, 4, 5, 8).to(dtype), *(_random(2, 2, 6, 8, seed=seed).to(dtype) for seed in (1, 2)))
 
 
 def _exact_rows(dtype: torch.dtype) -> Tensor:

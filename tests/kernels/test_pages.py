@@ -1,4 +1,4 @@
-"""Large outputs are asked for in huge pages: without them a page fault for every 4 KiB takes longer than the product."""
+"""Large outputs lie in huge pages: without them a page fault for every 4 KiB takes longer than the product."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def asked_for_huge_pages(tensor: Tensor) -> bool:
 def test_a_large_output_lies_in_huge_pages(kernels: object) -> None:
     out_features, in_features = 2048, 8
     packed = torch.ops.fxquant.int8_pack(torch.ones(out_features, in_features, dtype=torch.int8))
-    x = torch.ones(64 * MIB // (4 * out_features), in_features)  # beyond what malloc keeps for itself: a mapping of its own
+    x = torch.ones(
+        64 * MIB // (4 * out_features), in_features
+    )  # beyond what malloc keeps for itself: a mapping of its own
     y = torch.ops.fxquant.int8_linear_dynamic(x, packed, torch.ones(out_features), None, in_features, 0)
     assert y.nbytes == 64 * MIB
     assert asked_for_huge_pages(y)

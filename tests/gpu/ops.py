@@ -174,7 +174,8 @@ _LARGEST_TERMS = 40.0  # of any case the sum of the absolute terms, as a multipl
 
 def _heads(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key and value: 4 heads of 5 queries, on 2 heads of 6 keys."""
-    return (_random(2, 4, 5, 8).to(dtype), *(_random(2, 2, 6, 8, seed=seed).to(dtype) for seed in (1, 2)))
+    key, value = (_random(2, 2, 6, 8, seed=seed).to(dtype) for seed in (1, 2))
+    return _random(2, 4, 5, 8).to(dtype), key, value
 
 
 def _exact_rows(dtype: torch.dtype) -> Tensor:

@@ -167,7 +167,7 @@ EXACT = frozenset(CASES) - {
     "quantize_weight", "fake_quantize_weight", "int8_linear", "int8_linear_dynamic", "int8_linear_static",
     "int8_linear_weight_only", "linear_weight_only", "linear_dynamic", "tiled_linear", "tiled_linear_codes",
     "int8_conv_dynamic", "int8_conv_static", "conv_weight_only", "experts_linear", "experts_linear_backward",
-    "experts_matmul", "experts_outer",
+    "experts_matmul", "experts_outer", "attention",
 }  # fmt: skip
 _LARGEST_TERMS = 40.0  # of any case the sum of the absolute terms, as a multiple of the largest result
 

@@ -93,13 +93,28 @@ def build(ids: Tensor) -> tuple[dict[str, Generate], dict[str, Error]]:
         if not errors[name].relative <= ERRORS[name]:
             raise WrongAnswer(name, f"relative error {errors[name].relative:.3f}", f"{ERRORS[name]} at most")
         found[name] = generator(model, ids, compiled_by(name))
-        eager, compiled = (make(8) for make in (generator(model, ids, None), found[name]))
-        if not torch.equal(eager, compiled):
-            raise WrongAnswer(name, "compiled decoding gives other tokens", "those of eager")
+        eager, compiled = (make(8)[0] for make in (generator(model, ids, None), found[name]))
+        if not agree(model, eager, compiled, errors[name]):
+            raise WrongAnswer(name, "compiled decoding gives other tokens", "those of eager, or near ties")
         kernels = kernels_run(lambda generate=found[name]: generate(2))
         if not any("fxquant::" in kernel for kernel in kernels):
             raise WrongAnswer(name, f"it runs {sorted(kernels)}", "our kernels")
     return found, errors
+
+
+def agree(model: Any, eager: Tensor, compiled: Tensor, error: Error) -> bool:
+    """Whether tokens are the same up to one between which and eager's the recipe's own error can't tell.
+
+    Compiled, attention adds in another order. A last bit may move an int8 code of an activation, which moves others in
+    the layers behind it, so that two runs of one recipe may differ by about what its activations lose.
+    """
+    differing = (eager != compiled).nonzero().flatten().tolist()
+    if not differing:
+        return True
+    at = differing[0]
+    logits = model(eager[None, :at], use_cache=False).logits[0, -1]
+    gap = logits.max() - logits[compiled[at]]
+    return bool(gap <= error.relative * logits.square().mean().sqrt())
 
 
 def turns(fns: dict[str, Generate], new: int, rounds: int) -> dict[str, list[float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from fxquant import cpu_kernels
-from fxquant.capture import back_to_dynamo, from_dynamo
+from fxquant.capture import back_to_dynamo, from_dynamo, with_tensors_as_inputs
 from fxquant.dump import Dumper, measure_sqnr
 from fxquant.errors import PathRulesNeedModel
 from fxquant.gradients import InferenceOnly
@@ -77,17 +78,21 @@ class QuantizingBackend:
         self, captured: CapturedGraph, gm: GraphModule, example_inputs: Sequence[Any]
     ) -> Callable[..., Any]:
         self._watch_gradients(example_inputs)
-        runner = GraphRunner(captured, Deciding(self.config, self.names), self._lower, process_store())
-        if self.config.numerics:
-            runner.measure_first_call(self._measure)
-        runner.prepare(example_inputs)
-        self._runners.append(runner)
+        runner = self._runner(captured, example_inputs)
 
         def call(*args: Any) -> Any:  # Dynamo wants a plain function
             self._watch_gradients(args)
             return runner(*args)
 
         return call
+
+    def _runner(self, captured: CapturedGraph, example_inputs: Sequence[Any]) -> GraphRunner:
+        runner = GraphRunner(captured, Deciding(self.config, self.names), self._lower, process_store())
+        if self.config.numerics:
+            runner.measure_first_call(self._measure)
+        runner.prepare(example_inputs)
+        self._runners.append(runner)
+        return runner
 
     def _for_training(
         self, captured: CapturedGraph, gm: GraphModule, example_inputs: Sequence[Any]
@@ -175,6 +180,40 @@ class QuantizingBackend:
         if dumper := self._dumpers.get(lowered.report.name):
             dumper.measured(sqnr)
         return sqnr
+
+
+class FrozenGraphs(list[Callable[..., Any]]):
+    """Graphs with the weights that they run on. Whoever owns it keeps these alive; a plain list cannot be referred to
+    weakly."""
+
+
+class FreezingBackend(QuantizingBackend):
+    """A backend for a model whose tensors are part of the graph, where Dynamo installs them: nothing watches them.
+
+    Dynamo keeps a backend for as long as the code of the model's class: the weights are `graphs`', not this one's.
+    """
+
+    def __init__(self, graphs: FrozenGraphs, *args: Any) -> None:
+        super().__init__(*args)
+        self._graphs = weakref.ref(graphs)
+
+    def __call__(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        gm, held = with_tensors_as_inputs(gm)
+        inputs = (*example_inputs, *held)
+        self._watch_gradients(inputs)
+        runner = self._runner(from_dynamo(gm, inputs, self.names() if self.names else None), inputs)
+        frozen = runner.frozen(example_inputs, held)
+        if (graphs := self._graphs()) is not None:
+            graphs.append(frozen)
+        known = weakref.ref(frozen)
+
+        def call(*args: Any) -> Any:
+            self._watch_gradients(args)
+            run = known()
+            assert run is not None, "whoever owns the graphs makes the call"
+            return run(*args)
+
+        return call
 
 
 def _device_of(captured: CapturedGraph) -> str:

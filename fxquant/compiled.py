@@ -11,9 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from fxquant.backend import QuantizingBackend
+from fxquant.backend import FreezingBackend, FrozenGraphs, QuantizingBackend
 from fxquant.errors import FxQuantError, InvalidOption, NotAModule, PatternMatchesNothing
-from fxquant.fallback import Shadow, tensor_names
+from fxquant.fallback import InStep, Shadow, tensor_names
 from fxquant.gradients import InferenceOnly
 from fxquant.lowering.tuned import HEARD, Heard
 from fxquant.nn.base import QModule
@@ -36,22 +36,31 @@ class CompiledModel(nn.Module):
     as it is with torch.compile's own. Made by `fxquant.compile`.
     """
 
-    def __init__(self, model: nn.Module, config: QuantConfig, **torch_compile_kwargs: Any) -> None:
+    def __init__(
+        self, model: nn.Module, config: QuantConfig, freezing: bool = False, **torch_compile_kwargs: Any
+    ) -> None:
         super().__init__()
         self._orig_mod = model
-        self.__dict__["_recipe"] = partial(CompiledModel, config=config, **torch_compile_kwargs)
-        self.__dict__["_given"] = config, torch_compile_kwargs
-        self._start(config, torch_compile_kwargs)
+        self.__dict__["_recipe"] = partial(CompiledModel, config=config, freezing=freezing, **torch_compile_kwargs)
+        self.__dict__["_given"] = config, freezing, torch_compile_kwargs
+        self._start(config, freezing, torch_compile_kwargs)
 
-    def _start(self, config: QuantConfig, torch_compile_kwargs: Mapping[str, Any]) -> None:
+    def _start(self, config: QuantConfig, freezing: bool, torch_compile_kwargs: Mapping[str, Any]) -> None:
         model = self._orig_mod
         # Dynamo keeps the backend as long as the code of the model's class lives: it must not keep the model.
         names = partial(_names_of, weakref.ref(model))
         leave_float = partial(_has_quantized_modules, weakref.ref(model))
         watch = InferenceOnly()
-        self.__dict__["_class"] = type(model)
-        self.__dict__["_shadow"] = Shadow(model, config, process_store(), watch, leave_float)
-        self.__dict__["_backend"] = QuantizingBackend(config, names, watch, leave_float)
+        shadow = Shadow(model, config, process_store(), watch, leave_float)
+        self.__dict__.update(_class=type(model), _shadow=shadow, _graphs=FrozenGraphs())
+        if freezing:
+            self.__dict__["_backend"] = FreezingBackend(self._graphs, config, names, watch, leave_float)
+            self.__dict__["_around_a_call"] = partial(torch._dynamo.config.patch, install_free_tensors=True)
+            skip_modules = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+            torch_compile_kwargs = {**torch_compile_kwargs, "fullgraph": True, "options": skip_modules}
+        else:
+            self.__dict__["_backend"] = QuantizingBackend(config, names, watch, leave_float)
+            self.__dict__["_around_a_call"] = partial(InStep, shadow)
         self.__dict__["_compiled"] = torch.compile(  # pyright: ignore[reportCallIssue]  (it wants a plain function)
             self._shadow.root,
             backend=self._backend,
@@ -65,16 +74,14 @@ class CompiledModel(nn.Module):
             return self._orig_mod(*args, **kwargs)
         if type(self._orig_mod) is not self._class:  # `quantize` gives modules other classes, also the root
             self._start(*self._given)
-        self._shadow.pull()
-        try:
-            return self._compiled(*args, **kwargs)
-        except Exception as error:
-            inner = getattr(error, "inner_exception", None)  # of Dynamo's BackendCompilerFailed
-            if isinstance(inner, FxQuantError):
-                raise inner from None
-            raise
-        finally:
-            self._shadow.push()
+        with self._around_a_call():
+            try:
+                return self._compiled(*args, **kwargs)
+            except Exception as error:
+                inner = getattr(error, "inner_exception", None)  # of Dynamo's BackendCompilerFailed
+                if isinstance(inner, FxQuantError):
+                    raise inner from None
+                raise
 
     @property
     def training(self) -> bool:
@@ -124,6 +131,7 @@ def compile(
     fullgraph: bool = False,
     dynamic: bool | None = None,
     mode: str | None = None,
+    freezing: bool = False,
     **fields: Any,
 ) -> CompiledModel:
     """torch.compile with quantization, for a model in hand.
@@ -133,6 +141,10 @@ def compile(
     door resolves rules by module path everywhere, quantizes what Dynamo never sees (it runs in eager, on the same ops)
     and reports on the whole model.
 
+    `freezing` is for inference of a model that nobody changes after its first call: weights, buffers, attributes and
+    modes are taken as they are then, and no call looks at them again. The inputs are checked as ever. The model has to
+    be one graph, and all that it reads to stay where it is.
+
     Raises:
         NotAModule: `model` is a function, say.
         UnknownOption, InvalidOption, UnknownPreset, …: the config does not make sense.
@@ -140,7 +152,9 @@ def compile(
     """
     resolved = resolve_config(config, {**fields, **({} if mode is None else {"mode": mode})})
     _check(model, resolved)
-    return CompiledModel(model, resolved, fullgraph=fullgraph, dynamic=dynamic)
+    if freezing and resolved.training:
+        raise InvalidOption("freezing", True, "training changes the weights; leave one of the two out")
+    return CompiledModel(model, resolved, freezing, fullgraph=fullgraph, dynamic=dynamic)
 
 
 def explain(

@@ -266,3 +266,16 @@ def tensor_names(model: nn.Module) -> dict[int, tuple[str, ...]]:
 def _all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_parameters(remove_duplicate=False)
     yield from model.named_buffers(remove_duplicate=False)
+
+
+class InStep:
+    """Around a run of the shadow: it takes over the model's changes before, and gives its own back after."""
+
+    def __init__(self, shadow: Shadow) -> None:
+        self._shadow = shadow
+
+    def __enter__(self) -> None:
+        self._shadow.pull()
+
+    def __exit__(self, *_: object) -> None:
+        self._shadow.push()

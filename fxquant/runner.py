@@ -192,7 +192,17 @@ class GraphRunner(Runner[BoundSet]):
         self._measure = measure
 
     def __call__(self, *args: Any) -> Any:
-        bound = self._set_for(args)
+        return self._run(self._set_for(args), args)
+
+    def frozen(self, inputs: Sequence[Any], held: tuple[Tensor, ...]) -> Callable[..., Any]:
+        """The graph on the weights that are among `held` as they are now; called with `inputs` only.
+
+        No call looks at the weights again. The callable, and nothing else here, keeps them alive.
+        """
+        bound = self._set_for((*inputs, *held))
+        return lambda *args: self._run(bound, (*args, *held))
+
+    def _run(self, bound: BoundSet, args: Sequence[Any]) -> Any:
         if self._measure is not None:
             self._measure_once(bound, args)
         # Below autograd: this is inference, and the autograd key of a custom op costs more than a small product. So

@@ -44,7 +44,7 @@ def tools(subject: str, threads: int) -> tuple[str, ...]:
 
 
 NOTES = (
-    "fxquant where one token is decoded: with the option wrapper='cpp'",
+    "fxquant where one token is decoded: fxquant.compile(…, wrapper='cpp', freezing=True)",
     "not run on SmolLM2: torchao, OpenVINO, ONNX Runtime: each takes a minute and more to prepare its thirty layers,"
     " and the latter two cannot export the static cache of a step",
     "not run on MiniLM, ViT and DiT: torchao, 20 to 32 s to prepare and slower there than fxquant in the same recipe;"

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+import fxquant
 from benchmarks.peers.subjects import Subject
 from fxquant import QuantConfig, QuantizingBackend, cpu_kernels
 
@@ -33,14 +34,15 @@ def plain(subject: Subject, threads: int) -> Callable[[], Tensor]:
 
 
 def quantized(config: QuantConfig, subject: Subject, threads: int) -> Callable[[], Tensor]:
-    """backend="fxquant" on the same model; a decode step is called from C++, as docs/tuning.md advises.
+    """backend="fxquant" on the same model; a decode step is frozen and called from C++, as docs/tuning.md advises.
 
     Raises NoKernels where the C++ library could not be built.
     """
     with_kernels()
     if subject.step:
-        config = config.with_fields(wrapper="cpp")
-    fn = torch.compile(subject.model, backend=QuantizingBackend(config), dynamic=False, fullgraph=True)
+        fn = fxquant.compile(subject.model, config, wrapper="cpp", freezing=True, dynamic=False)
+    else:
+        fn = torch.compile(subject.model, backend=QuantizingBackend(config), dynamic=False, fullgraph=True)
     return lambda: fn(*subject.inputs)
 
 

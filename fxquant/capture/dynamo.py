@@ -17,6 +17,7 @@ from fxquant.errors import CaptureFailed
 from fxquant.graphs import VALUE_KEY, CapturedGraph, CapturedWeight
 
 _STATIC = "_dynamo_static_input_type"
+STATIC_MARK = {_STATIC: "unguarded"}  # of an input's tensor_dict
 _PARAMETERS = "_param_name_to_source"
 _EXAMPLE, _SOURCE = "example_value", "_dynamo_source"
 # `grapharg` holds the example tensor itself, and would keep the first parameter set alive.

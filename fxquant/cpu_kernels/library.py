@@ -76,6 +76,7 @@ def _load() -> Library | None:
 
 def _open(path: Path) -> ctypes.CDLL:
     try:
-        return ctypes.CDLL(str(path))  # its static initializers register the kernels, as torch.ops.load_library does
+        # Its static initializers register the kernels, as torch.ops.load_library does. Global: see csrc/shims.h.
+        return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
         raise BuildFailed(f"the library does not load ({error}); delete {path} to have it built again") from error

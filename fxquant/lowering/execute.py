@@ -9,10 +9,13 @@ import torch
 from torch.fx import GraphModule
 
 from fxquant.graphs import value_of
+from fxquant.lowering.shims import shim_declarations
 
 Executable = Callable[..., Any]
 
-_IN_CPP = {"cpp_wrapper": True, "cpp_wrapper_build_separate": True}
+# Sizes: Dynamo has checked the inputs'.
+_IN_CPP = {"cpp_wrapper": True, "cpp_wrapper_build_separate": True, "size_asserts": False}
+_SHIMS = "aot_inductor.custom_ops_to_c_shims"
 
 
 def to_eager(gm: GraphModule) -> Executable:
@@ -36,7 +39,8 @@ def to_inductor(gm: GraphModule, mode: str | None = None, wrapper: str = "python
     held = {str(node.target): getattr(gm, str(node.target)) for node in gm.graph.find_nodes(op="get_attr")}
     fresh = GraphModule(held, gm.graph)
     examples = [value_of(node) for node in gm.graph.find_nodes(op="placeholder")]
-    patches = {**(list_mode_options(mode) if mode else {}), **(_IN_CPP if wrapper == "cpp" else {})}
+    in_cpp = {**_IN_CPP, _SHIMS: shim_declarations()} if wrapper == "cpp" else {}
+    patches = {**(list_mode_options(mode) if mode else {}), **in_cpp}
     with torch.no_grad():
         return compile_fx(fresh, examples, config_patches=patches)  # pyright: ignore[reportReturnType]
 

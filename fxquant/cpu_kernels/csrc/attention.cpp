@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "tensors.h"
+#include "shims.h"
 
 namespace fxquant {
 namespace {
@@ -115,3 +116,5 @@ Tensor attention(const Tensor query, const Tensor key, const Tensor value, std::
 }  // namespace fxquant
 
 STABLE_TORCH_LIBRARY_IMPL(fxquant, CPU, m) { m.impl("attention", TORCH_BOX(&fxquant::attention)); }
+
+FXQUANT_SHIM(attention)

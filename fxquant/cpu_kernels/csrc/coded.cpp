@@ -6,6 +6,7 @@
 
 #include "around.h"
 #include "coded_weight.h"
+#include "shims.h"
 
 namespace fxquant {
 namespace {
@@ -176,3 +177,6 @@ STABLE_TORCH_LIBRARY_IMPL(fxquant, CPU, m) {
     m.impl("linear_weight_only", TORCH_BOX(&fxquant::linear_weight_only));
     m.impl("linear_dynamic", TORCH_BOX(&fxquant::linear_dynamic));
 }
+
+FXQUANT_SHIM(linear_dynamic)
+FXQUANT_SHIM(linear_weight_only)

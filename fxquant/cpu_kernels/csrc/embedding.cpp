@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "rows.h"
+#include "shims.h"
 
 namespace fxquant {
 namespace {
@@ -106,3 +107,5 @@ STABLE_TORCH_LIBRARY_IMPL(fxquant, CPU, m) {
     m.impl("embedding_dequantize", TORCH_BOX(&fxquant::embedding_dequantize));
     m.impl("decode_rows", TORCH_BOX(&fxquant::decode_rows));
 }
+
+FXQUANT_SHIM(embedding_dequantize)

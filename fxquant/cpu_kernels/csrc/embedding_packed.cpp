@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "rows.h"
+#include "shims.h"
 
 namespace fxquant {
 namespace {
@@ -135,3 +136,5 @@ Tensor embedding_packed(const Tensor indices, const Tensor packed, const Tensor 
 }  // namespace fxquant
 
 STABLE_TORCH_LIBRARY_IMPL(fxquant, CPU, m) { m.impl("embedding_packed", TORCH_BOX(&fxquant::embedding_packed)); }
+
+FXQUANT_SHIM(embedding_packed)

@@ -11,6 +11,7 @@
 #include "kernels.h"
 #include "launch.h"
 #include "tensors.h"
+#include "shims.h"
 
 namespace fxquant {
 namespace {
@@ -199,3 +200,8 @@ STABLE_TORCH_LIBRARY_IMPL(fxquant, CPU, m) {
     m.impl("int8_linear", TORCH_BOX(&fxquant::int8_linear));
     m.impl("int8_linear_weight_only", TORCH_BOX(&fxquant::int8_linear_weight_only));
 }
+
+FXQUANT_SHIM(int8_linear)
+FXQUANT_SHIM(int8_linear_dynamic)
+FXQUANT_SHIM(int8_linear_static)
+FXQUANT_SHIM(int8_linear_weight_only)

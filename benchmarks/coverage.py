@@ -17,14 +17,14 @@ from torch._dynamo.utils import counters
 
 import fxquant
 from benchmarks.harness import Error, Outcome, arguments, finish, progress
-from benchmarks.table import markdown
+from benchmarks.table import markdown, write
 from tests.integrations.small_models import MODELS, answer, made, model_class
 
 PRESETS = ("int8wo", "int8dq", "fp8wo", "fp8dqrow", "int4wo", "int4dq", "fp6_e3m2", "nvfp4wo")
 # Compiled, a norm's sums are added in another order, and a code may differ by one: far less than the quantization.
 COMPILED_AGREES = 1e-3
 FAMILIES = tuple(name for name in MODELS if name != "tied")
-BEGIN, END = "<!-- models: written by python -m benchmarks.coverage -->", "<!-- end of models -->"
+MARK = "models"
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,7 @@ def main(chosen: argparse.Namespace) -> int:
             f"{found.name}: compiled against eager", close, f"{found.differs:.1e}", f"<= {COMPILED_AGREES:g}"
         )
     if chosen.write:
-        before, _, rest = chosen.write.read_text(encoding="utf-8").partition(BEGIN)
-        table = markdown(list(outcome.rows[0]), [list(one.values()) for one in outcome.rows])
-        chosen.write.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+        write(chosen.write, MARK, markdown(list(outcome.rows[0]), [list(one.values()) for one in outcome.rows]))
     return finish(outcome, chosen)
 
 

@@ -13,15 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import RESULTS, milliseconds
+from demo.view import put_between
 
-BEGIN, END = "<!-- results: written by python -m benchmarks.table -->", "<!-- end of results -->"
-
-
-class NoMarkers(RuntimeError):
-    """The page has no place for the results."""
-
-    def __init__(self, page: Path) -> None:
-        super().__init__(f"{page} lacks the lines {BEGIN!r} and {END!r}: write them where the tables belong")
+MARK = "results"
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -84,13 +78,9 @@ def tables(folder: Path) -> str:
     return "\n\n".join(sections) or "No results yet: `make bench` writes them."
 
 
-def write(page: Path, text: str) -> None:
-    """Put the text between the markers of the page."""
-    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise NoMarkers(page)
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+def write(page: Path, mark: str, text: str) -> None:
+    """Put the text between the marks of that name in the page. Raises ValueError if it has none."""
+    page.write_text(put_between(page.read_text(encoding="utf-8"), mark, f"\n{text}\n\n"), encoding="utf-8")
 
 
 def main(chosen: argparse.Namespace) -> int:
@@ -98,12 +88,12 @@ def main(chosen: argparse.Namespace) -> int:
     if chosen.write is None:
         sys.stdout.write(text + "\n")
     else:
-        write(chosen.write, text)
+        write(chosen.write, MARK, text)
     return 0
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
-    parser.add_argument("--write", type=Path, help="a page with the two marker lines")
+    parser.add_argument("--write", type=Path, help="a page with the marks of the results")
     sys.exit(main(parser.parse_args()))

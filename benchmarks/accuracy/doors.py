@@ -33,7 +33,6 @@ MAKE: dict[str, Callable[[bool], Subject]] = {
 RECIPES = ("int8wo", "int8dq", "int4wo", "fp8dq", "mxfp4")
 OBSERVERS = ("absmax", "minmax", "percentile", "mse")
 DYNAMIC = "int8dq"
-WITHIN = 0.01
 
 
 def register_modules() -> None:

@@ -21,7 +21,6 @@ FORMAT = 1
 FILE = "fxquant.json"
 PACKING = "rows"  # docs/formats.md, Storage
 _FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-_SPEC_FIELDS = ("format", "bits", "granularity", "group_size", "axis", "scheme", "scale", "packing", "spec", "shape")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Quantized diffusers models by Quanto's method names: thin, over `FxQuantConfig`; models stay what they are."""
+"""Quantized diffusers models by Quanto's method names."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from diffusers import AutoModel, ModelMixin
 
 from fxquant.checkpoint.folders import replaced, sync
-from fxquant.errors import InvalidCheckpoint, NotAModule, NothingQuantized
-from fxquant.integrations.diffusers import FxQuantConfig, attach
-from fxquant.integrations.recipes import METHOD
-from fxquant.model import freeze, memory_footprint, quantize
+from fxquant.errors import NothingQuantized
+from fxquant.integrations.diffusers import attach
+from fxquant.integrations.quantized_models import QuantizedModel
+from fxquant.model import memory_footprint
 from fxquant.nn import QModule
-from fxquant.spec import ConfigLike
+from fxquant.spec import QuantConfig
 
-_HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token", "proxies", "force_download")
 _CARD = "README.md"
 _TEXT = """---
 library_name: diffusers
@@ -38,44 +36,14 @@ model = {name}.from_pretrained("path/to/this/folder")
 """
 
 
-class QuantizedDiffusersModel:
-    """What quantizes, saves and loads models of diffusers. It is never made: its methods give ordinary models.
+class QuantizedDiffusersModel(QuantizedModel):
+    """What quantizes, saves and loads models of diffusers: see `QuantizedModel`.
 
     base_class: the class that loads; a subclass may name one, as with Quanto. By default the folder's config says it.
     """
 
     base_class: ClassVar[Any] = AutoModel
-
-    @classmethod
-    def quantize(
-        cls, model: Any, preset: ConfigLike = None, *, device: torch.device | str | None = None, **fields: Any
-    ) -> Any:
-        """Quantize a diffusers model in place and freeze it; returns the model.
-
-        preset, fields: what `FxQuantConfig` takes; device: where the model goes, module by module. The model's own
-        `save_pretrained` then writes quantized weights and their config.
-
-        Raises what `fxquant.quantize` and `fxquant.freeze` raise.
-        """
-        if not isinstance(model, ModelMixin):
-            raise NotAModule(model)
-        recipe = FxQuantConfig(preset, **fields).recipe
-        quantize(model, recipe, device=device)
-        freeze(model)
-        return attach(model, recipe)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str], **options: Any) -> Any:
-        """Load a folder that a quantized model was saved to; the options are those of diffusers' from_pretrained.
-
-        Raises:
-            InvalidCheckpoint: the folder holds no model that fxquant quantized.
-        """
-        hub = {name: options[name] for name in _HUB_OPTIONS if name in options}
-        told: Any = AutoModel.load_config(os.fspath(folder), **hub)
-        if (told.get("quantization_config") or {}).get("quant_method") != METHOD:
-            raise InvalidCheckpoint(folder, "its config.json has no quantization_config of fxquant's")
-        return cls.base_class.from_pretrained(os.fspath(folder), **options)  # AutoModel takes no Path
+    _HUB_OPTIONS = (*QuantizedModel._HUB_OPTIONS, "proxies", "force_download")
 
     @staticmethod
     def save_pretrained(model: Any, folder: str | os.PathLike[str], **options: Any) -> None:
@@ -95,6 +63,23 @@ class QuantizedDiffusersModel:
             (fresh / _CARD).write_text(text, encoding="utf-8")
             for path in fresh.iterdir():
                 sync(path)
+
+    @staticmethod
+    def _is_model(model: Any) -> bool:
+        return isinstance(model, ModelMixin)
+
+    @staticmethod
+    def _attach(model: Any, recipe: QuantConfig) -> Any:
+        return attach(model, recipe)
+
+    @staticmethod
+    def _quantization_of(folder: str, hub: dict[str, Any]) -> dict[str, Any] | None:
+        told: Any = AutoModel.load_config(folder, **hub)
+        return told.get("quantization_config")
+
+    @classmethod
+    def _loader(cls) -> Any:
+        return cls.base_class
 
 
 def _is_ours(name: str) -> bool:

@@ -59,21 +59,9 @@ def tiled_linear(
     return finished(z, bias, residual, activation, dtype, [*x.shape[:-1], tiles.shape[0]])
 
 
-def _tiled_linear_fake(
-    x: Tensor,
-    tiles: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    tensor_scale: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-    in_features: int,
-    spec: str,
-    dtype: torch.dtype,
-    plan: Sequence[int],
-) -> Tensor:
-    check_tiled_linear(x, tiles, scale, zero_point, tensor_scale, bias, residual, activation, in_features, spec, dtype)
+def _tiled_linear_fake(x: Tensor, tiles: Tensor, *others: Any) -> Tensor:
+    *_, dtype, _plan = others
+    check_tiled_linear(x, tiles, *others[:-1])
     return x.new_empty([*x.shape[:-1], tiles.shape[0]], dtype=dtype)
 
 
@@ -132,26 +120,10 @@ def tiled_linear_codes(
 
 
 def _tiled_linear_codes_fake(
-    codes: Tensor,
-    x_scale: Tensor,
-    x_tensor_scale: Tensor | None,
-    x_spec: str,
-    tiles: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    tensor_scale: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-    in_features: int,
-    spec: str,
-    dtype: torch.dtype,
-    plan: Sequence[int],
+    codes: Tensor, x_scale: Tensor, x_tensor_scale: Tensor | None, x_spec: str, tiles: Tensor, *others: Any
 ) -> Tensor:
-    weight = (tiles, scale, zero_point, tensor_scale)
-    check_codes_linear(
-        codes, x_scale, x_tensor_scale, x_spec, *weight, bias, residual, activation, in_features, spec, dtype
-    )
+    *_, dtype, _plan = others
+    check_codes_linear(codes, x_scale, x_tensor_scale, x_spec, tiles, *others[:-1])
     return codes.new_empty([*codes.shape[:-1], tiles.shape[0]], dtype=dtype)
 
 

@@ -61,11 +61,6 @@ def specialized(launch: Launch, arch: Arch) -> Specialized:
     return Specialized(ASTSource(function, signature, constexprs, attrs), target, options)
 
 
-def compile_launch(launch: Launch, arch: Arch) -> Any:
-    """Triton's CompiledKernel of one launch; see `Specialized.compiled`."""
-    return specialized(launch, arch).compiled()
-
-
 def launches_of(problem: Problem, config: KernelConfig, operands: Operands | None = None) -> list[Launch]:
     """What the kernel's launcher would start for that problem, with `empty_operands` if no others are given."""
     with recorded() as launches:

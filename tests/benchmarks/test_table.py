@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import table
+from benchmarks import coverage, pipelines, table
 from benchmarks.harness import Outcome, finish
+from demo.view import put_between
 
 
 def results(folder: Path) -> Path:
@@ -21,27 +22,30 @@ def results(folder: Path) -> Path:
 
 def test_the_page_gets_what_was_measured_and_keeps_the_rest(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{table.BEGIN}\nstale words\n{table.END}\nafter\n")
-    table.write(page, table.tables(results(tmp_path)))
+    page.write_text("before\n<!-- results:begin -->\nstale words\n<!-- results:end -->\nafter\n")
+    table.write(page, table.MARK, table.tables(results(tmp_path)))
     text = page.read_text()
-    assert text.startswith(f"before\n{table.BEGIN}\n\n### A title\n")
+    assert text.startswith("before\n<!-- results:begin -->\n\n### A title\n")
     assert "| model | ms |\n| --- | --: |\n| m | 1.2 |" in text
     assert "| fast | 1.00x | >= 2x | **fails** |" in text
     assert "stale words" not in text
-    assert text.endswith(f"{table.END}\nafter\n")
+    assert text.endswith("\n\n<!-- results:end -->\nafter\n")
 
 
 def test_a_page_without_a_place_for_results_is_an_error_that_says_so(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("nothing")
-    with pytest.raises(table.NoMarkers, match=r"page\.md lacks the lines"):
-        table.write(page, "text")
+    with pytest.raises(ValueError, match="results:begin"):
+        table.write(page, table.MARK, "text")
 
 
 def test_no_results_say_what_makes_them(tmp_path: Path) -> None:
     assert table.tables(tmp_path) == "No results yet: `make bench` writes them."
 
 
-def test_the_page_of_the_project_has_the_markers() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text()
-    assert page.index(table.BEGIN) < page.index(table.END)
+@pytest.mark.parametrize(
+    ("page", "mark"), [("benchmarks", table.MARK), ("models", coverage.MARK), ("diffusers", pipelines.MARK)]
+)
+def test_the_pages_of_the_project_have_the_marks(page: str, mark: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / f"{page}.md").read_text()
+    assert "| new |" in put_between(text, mark, "| new |")

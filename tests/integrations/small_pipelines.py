@@ -5,16 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
-MARKS = [
-    pytest.mark.usefixtures("quiet", "quiet_diffusers"),
-    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning"),  # schedulers
-]
-WORDS = ("a", "lighthouse", "on", "cliff", "in", "the", "evening", "sun", "waves", "below")
+from tests.integrations.small_parts import WIDTH, small_clip, small_t5, small_unet, small_vae
+
 PROMPT = "a lighthouse on a cliff in the evening sun"
-WIDTH = 64
 CALLS: dict[str, dict[str, Any]] = {
     "pixart_sigma": {"max_sequence_length": 16, "use_resolution_binning": False, "clean_caption": False},
     "sd3": {"max_sequence_length": 16},
@@ -41,9 +36,14 @@ def saved(name: str, folder: Path) -> Path:
     return folder
 
 
+def call_of(name: str) -> dict[str, Any]:
+    """Arguments with which that pipeline is called: a small picture, or a short video, in two steps."""
+    return {"height": 32, "width": 32, "num_inference_steps": 2, **CALLS[name]}
+
+
 def picture(pipe: Any, name: str, **options: Any) -> torch.Tensor:
     """Two steps at a fixed seed; images or frames, 0 to 1."""
-    call: dict[str, Any] = {"height": 32, "width": 32, "num_inference_steps": 2, **CALLS[name], **options}
+    call = call_of(name) | options
     with torch.no_grad():
         out = pipe(prompt=PROMPT, generator=torch.Generator().manual_seed(7), output_type="pt", **call)
     return out.frames if name == "cogvideox" else out.images
@@ -61,7 +61,7 @@ def main_part(pipe: Any) -> tuple[str, Any]:
 def _pixart_sigma() -> Any:
     from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
 
-    words, encoder = _t5()
+    words, encoder = small_t5()
     transformer = PixArtTransformer2DModel(
         sample_size=16,
         num_layers=2,
@@ -78,7 +78,7 @@ def _pixart_sigma() -> Any:
     return PixArtSigmaPipeline(
         tokenizer=words,
         text_encoder=encoder,
-        vae=_vae(),
+        vae=small_vae(),
         transformer=transformer.eval(),
         scheduler=scheduler,
     )
@@ -87,9 +87,9 @@ def _pixart_sigma() -> Any:
 def _sd3() -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
-    words, t5 = _t5(2 * WIDTH)  # as wide as both poolings together
-    clip_words, clip = _clip(with_projection=True)
-    other_words, other = _clip(with_projection=True)
+    words, t5 = small_t5(2 * WIDTH)  # as wide as both poolings together
+    clip_words, clip = small_clip(with_projection=True)
+    other_words, other = small_clip(with_projection=True)
     transformer = SD3Transformer2DModel(
         sample_size=16,
         patch_size=2,
@@ -108,7 +108,7 @@ def _sd3() -> Any:
     return StableDiffusion3Pipeline(
         transformer=transformer.eval(),
         scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=_vae(),
+        vae=small_vae(),
         text_encoder=clip,
         tokenizer=clip_words,
         text_encoder_2=other,
@@ -122,7 +122,7 @@ def _auraflow() -> Any:
     from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel, FlowMatchEulerDiscreteScheduler
     from transformers import UMT5Config, UMT5EncoderModel
 
-    words, encoder = _t5(kinds=(UMT5Config, UMT5EncoderModel))
+    words, encoder = small_t5(kinds=(UMT5Config, UMT5EncoderModel))
     transformer = AuraFlowTransformer2DModel(
         sample_size=16,
         patch_size=2,
@@ -139,7 +139,7 @@ def _auraflow() -> Any:
     return AuraFlowPipeline(
         tokenizer=words,
         text_encoder=encoder,
-        vae=_vae(),
+        vae=small_vae(),
         transformer=transformer.eval(),
         scheduler=FlowMatchEulerDiscreteScheduler(),
     )
@@ -148,8 +148,8 @@ def _auraflow() -> Any:
 def _flux() -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
-    words, t5 = _t5()
-    clip_words, clip = _clip()
+    words, t5 = small_t5()
+    clip_words, clip = small_clip()
     transformer = FluxTransformer2DModel(
         patch_size=1,
         in_channels=16,
@@ -164,7 +164,7 @@ def _flux() -> Any:
     )
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=_vae(),
+        vae=small_vae(),
         text_encoder=clip,
         tokenizer=clip_words,
         text_encoder_2=t5,
@@ -181,7 +181,7 @@ def _cogvideox() -> Any:
         CogVideoXTransformer3DModel,
     )
 
-    words, encoder = _t5()
+    words, encoder = small_t5()
     transformer = CogVideoXTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=32,
@@ -223,14 +223,14 @@ def _cogvideox() -> Any:
 def _sd() -> Any:
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-    words, clip = _clip()
+    words, clip = small_clip()
     checker: Any = None
     scheduler: Any = DDIMScheduler(steps_offset=1, clip_sample=False)
     return StableDiffusionPipeline(
-        vae=_vae(),
+        vae=small_vae(),
         text_encoder=clip,
         tokenizer=words,
-        unet=_unet(cross_attention_dim=WIDTH),
+        unet=small_unet(cross_attention_dim=WIDTH),
         scheduler=scheduler,
         safety_checker=checker,
         feature_extractor=checker,
@@ -241,9 +241,9 @@ def _sd() -> Any:
 def _sdxl() -> Any:
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
-    words, clip = _clip()
-    other_words, other = _clip(with_projection=True)
-    unet = _unet(
+    words, clip = small_clip()
+    other_words, other = small_clip(with_projection=True)
+    unet = small_unet(
         cross_attention_dim=2 * WIDTH,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
@@ -253,7 +253,7 @@ def _sdxl() -> Any:
     )
     scheduler: Any = EulerDiscreteScheduler()
     return StableDiffusionXLPipeline(
-        vae=_vae(),
+        vae=small_vae(),
         text_encoder=clip,
         text_encoder_2=other,
         tokenizer=words,
@@ -262,90 +262,3 @@ def _sdxl() -> Any:
         scheduler=scheduler,
         add_watermarker=False,
     )
-
-
-def _unet(**options: Any) -> Any:
-    from diffusers import UNet2DConditionModel
-
-    return UNet2DConditionModel(
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        sample_size=16,
-        in_channels=4,
-        out_channels=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=16,
-        norm_num_groups=8,
-        **options,
-    ).eval()
-
-
-# ---- their other parts
-
-
-def _vae() -> Any:
-    from diffusers import AutoencoderKL
-
-    blocks: dict[str, Any] = {  # diffusers' hints allow one block only
-        "block_out_channels": (32, 32),
-        "down_block_types": ("DownEncoderBlock2D", "DownEncoderBlock2D"),
-        "up_block_types": ("UpDecoderBlock2D", "UpDecoderBlock2D"),
-    }
-    return AutoencoderKL(
-        **blocks,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=32,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.1,
-        scaling_factor=0.4,
-    ).eval()
-
-
-def _t5(width: int = WIDTH, kinds: Any = None) -> tuple[Any, Any]:
-    from transformers import T5Config, T5EncoderModel, T5Tokenizer
-
-    letters = sorted(set("".join(WORDS)) | {"\u2581"})
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    pieces += [(letter, -6.0) for letter in letters] + [(f"\u2581{word}", -3.0) for word in WORDS]
-    words = T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=64)
-    config, model = kinds or (T5Config, T5EncoderModel)
-    encoder = model(
-        config(
-            vocab_size=len(words) + 8,
-            d_model=width,
-            d_kv=16,
-            d_ff=2 * WIDTH,
-            num_layers=1,
-            num_heads=2,
-            feed_forward_proj="gated-gelu",
-            pad_token_id=0,
-            eos_token_id=1,
-        )
-    )
-    return words, encoder.eval()
-
-
-def _clip(*, with_projection: bool = False) -> tuple[Any, Any]:
-    from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-
-    letters = sorted(ByteLevel.alphabet())
-    names = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    words = CLIPTokenizer(vocab={name: at for at, name in enumerate(names)}, merges=[], model_max_length=77)
-    config = CLIPTextConfig(
-        vocab_size=len(names),
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        projection_dim=WIDTH,
-        max_position_embeddings=77,
-        bos_token_id=len(names) - 2,
-        eos_token_id=len(names) - 1,
-        pad_token_id=len(names) - 1,
-    )
-    return words, (CLIPTextModelWithProjection if with_projection else CLIPTextModel)(config).eval()

@@ -11,30 +11,16 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 import fxquant
+from benchmarks.pipelines import LEAST_COVERAGE, LEAST_SQNR, RECIPES, measure
 from fxquant.errors import InvalidOption, PatternMatchesNothing, UnknownPreset
 from fxquant.nn import QModule
-from tests.integrations.small_pipelines import MARKS, PIPELINES, made, main_part, picture
+from tests.integrations.marks import MARKS
+from tests.integrations.small_pipelines import PIPELINES, made, main_part, picture
 
 diffusers: Any = pytest.importorskip("diffusers")
 pytestmark = [*MARKS, pytest.mark.usefixtures("fresh_dynamo")]
 
-RECIPES = (
-    "int8wo", "int8dq", "int4wo", "int4dq", "fp8wo", "fp8dq", "fp8dqrow", "fp6_e3m2", "fp5_e2m2", "fp4_e2m1",
-)  # fmt: skip
 FAST = [("pixart_sigma", "int4wo"), ("sd3", "int8dq"), ("flux", "fp8wo"), ("sd", "int8wo")]
-# dB of a picture to the float one: the least of seven pipelines, as docs/diffusers.md has it, less 4.
-LEAST_SQNR = {
-    "int8wo": 40.0,
-    "int8dq": 24.0,
-    "int4wo": 17.0,
-    "int4dq": 16.0,
-    "fp8wo": 25.0,
-    "fp8dq": 18.0,
-    "fp8dqrow": 18.0,
-    "fp6_e3m2": 19.0,
-    "fp5_e2m2": 19.0,
-    "fp4_e2m1": 13.0,
-}
 
 
 def compiled(pipe: Any, *args: Any, **options: Any) -> Any:
@@ -61,36 +47,30 @@ def quantized(name: str, preset: str) -> Any:
     return pipe
 
 
-def check(name: str, preset: str, executor: str) -> float:
-    pipe = made(name)
-    before = {key: id(part) for key, part in pipe.components.items()}
-    assert compiled(pipe, preset, executor=executor) is pipe
-    image = picture(pipe, name)
-    assert {key: id(part) for key, part in pipe.components.items()} == before
-    found = reports(pipe)
-    assert found.keys() == {key for key, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
-    assert all(len(report.graphs) == 1 for report in found.values())
-    assert found[main_part(pipe)[0]].coverage > 0.95
-    return sqnr(picture(made(name), name), image)
+def check(name: str, preset: str, executor: str) -> None:
+    found = measure(name, [preset], executor)[preset]
+    assert set(found.graphs.values()) == {1}
+    assert found.coverage >= LEAST_COVERAGE
+    assert LEAST_SQNR[preset] < found.sqnr < 70
 
 
 @pytest.mark.parametrize(("name", "preset"), FAST)
 def test_a_pipeline_is_compiled_whole(name: str, preset: str) -> None:
-    assert LEAST_SQNR[preset] < check(name, preset, "eager") < 70
+    check(name, preset, "eager")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PIPELINES)
 @pytest.mark.parametrize("preset", RECIPES)
 def test_every_pipeline_in_every_recipe(name: str, preset: str) -> None:
-    assert LEAST_SQNR[preset] < check(name, preset, "eager") < 70
+    check(name, preset, "eager")
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # at the import of torch._inductor
 @pytest.mark.parametrize("name", PIPELINES)
 def test_every_pipeline_by_inductor(name: str) -> None:
-    assert LEAST_SQNR["int8dq"] < check(name, "int8dq", "inductor") < 70
+    check(name, "int8dq", "inductor")
 
 
 def test_q_k_and_v_are_joined_and_keep_their_norms() -> None:
@@ -113,8 +93,13 @@ def test_what_is_quantized_keeps_its_codes_and_what_is_not_asked_for_stays_float
     assert fxquant.memory_footprint(pipe.transformer) == footprint
     plain = made("pixart_sigma")
     wanted = picture(plain, "pixart_sigma")
-    assert sqnr(wanted, picture(compiled(plain), "pixart_sigma")) > 100
-    assert {report.coverage for report in reports(plain).values()} == {0.0}
+    before = {key: id(part) for key, part in plain.components.items()}
+    assert compiled(plain) is plain
+    assert sqnr(wanted, picture(plain, "pixart_sigma")) > 100
+    assert {key: id(part) for key, part in plain.components.items()} == before
+    found = reports(plain)
+    assert found.keys() == {key for key, part in plain.components.items() if isinstance(part, torch.nn.Module)}
+    assert {report.coverage for report in found.values()} == {0.0}
 
 
 def test_components_have_their_own_recipes_and_rules() -> None:

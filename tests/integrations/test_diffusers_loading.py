@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 import fxquant
 from fxquant.errors import InvalidQuantizationMap, NonFiniteWeight, PatternMatchesNothing, StateDictMismatch
 from fxquant.nn import QModule
-from tests.integrations.small_pipelines import CALLS, MARKS, made, main_part, picture, saved
+from tests.integrations.marks import MARKS
+from tests.integrations.small_pipelines import CALLS, made, main_part, picture, saved
 
 diffusers: Any = pytest.importorskip("diffusers")
 pytestmark = MARKS

@@ -11,7 +11,8 @@ from torch import Tensor
 
 import fxquant
 from fxquant.errors import FrozenWeight
-from tests.integrations.small_pipelines import MARKS, made, picture
+from tests.integrations.marks import MARKS
+from tests.integrations.small_pipelines import made, picture
 
 diffusers: Any = pytest.importorskip("diffusers")
 peft: Any = pytest.importorskip("peft")

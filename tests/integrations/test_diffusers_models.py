@@ -10,7 +10,8 @@ import torch
 
 import fxquant
 from fxquant.errors import InvalidCheckpoint, NotAModule, NothingQuantized, SaveFailed
-from tests.integrations.small_pipelines import MARKS, made
+from tests.integrations.marks import MARKS
+from tests.integrations.small_pipelines import made
 
 diffusers: Any = pytest.importorskip("diffusers")
 pytestmark = MARKS

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import fxquant
-from tests.integrations.small_pipelines import MARKS, made, main_part, picture
+from tests.integrations.marks import MARKS
+from tests.integrations.small_pipelines import made, main_part, picture
 
 diffusers: Any = pytest.importorskip("diffusers")
 accelerate: Any = pytest.importorskip("accelerate")

@@ -90,10 +90,6 @@ def problem(
     return Problem("linear", m, n, k, weights, activations, dtype, extra)
 
 
-def odd_problems(weights: str, activations: str = "", dtype: str = "float16") -> list[Problem]:
-    return [problem(shape, weights, activations, dtype) for shape in ODD_SHAPES]
-
-
 def operands_of(p: Problem, *, bias: bool = True, residual: bool = False, activation: str = "", seed: int = 0) -> Any:
     """Random operands on the CPU, quantized by the reference."""
     made = linear_operands(p, "cpu", bias=bias, seed=seed)

@@ -1,9 +1,12 @@
 """Speed and memory of fxquant.save and fxquant.load, against safetensors alone on the same bytes, in turn.
 
-    python -m benchmarks.saving [--config int8wo] [--megabytes 1000] [--rounds 3] [--folder /tmp]
+    python -m benchmarks.saving [--config int8wo] [--megabytes 1000] [--rounds 5] [--folder /tmp] [--out FILE.json]
 
-safetensors' save writes tensors that are packed already and waits for the disk as ours does; its load copies the mapped
-tensors, since reading nothing takes no time. Peak memory is RssAnon above its value before, of a process of its own.
+safetensors' save writes tensors that lie in rows already and waits for the disk as ours does; its load copies mapped
+tensors, since reading nothing takes no time. Who is first changes from round to round; times are medians, ratios those
+of the rounds. Peak memory is RssAnon above its value before, of a process of its own.
+
+--out also writes what was found to a file, together with what other configurations have there.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -56,7 +60,7 @@ def _layer(config: str) -> nn.Module:
 
 
 def speeds(config: str, megabytes: int, rounds: int, folder: Path) -> dict[str, Any]:
-    """Best seconds of each, by the clock and of work, and ratios of the best: safetensors' seconds over ours."""
+    """Median seconds of each, by the clock and of work, and median ratios: safetensors' seconds over ours."""
     layers = layer_count(config, megabytes)
     model = quantized(config, layers)
     fxquant.save(quantized(config, 1), folder / "small")
@@ -75,27 +79,38 @@ def speeds(config: str, megabytes: int, rounds: int, folder: Path) -> dict[str, 
         os.fsync(descriptor)
         os.close(descriptor)
 
-    for _ in range(rounds):
+    acts: dict[str, Callable[[], tuple[float, float]]] = {
+        "theirs_save": lambda: _timed(save_theirs),
+        "save": lambda: _timed(lambda: fxquant.save(model, ours)),
+        "theirs_load": lambda: _in_a_process(f"s.load_theirs(P({str(theirs)!r}))"),
+        "load": lambda: _in_a_process(f"s.load_ours(P({str(ours)!r}), {layers})"),
+    }
+    for number in range(rounds):
         shutil.rmtree(ours, ignore_errors=True)
         (theirs / "model.safetensors").unlink(missing_ok=True)
-        seconds["theirs_save"].append(_timed(save_theirs))
-        seconds["save"].append(_timed(lambda: fxquant.save(model, ours)))
-    for _ in range(rounds):
-        seconds["theirs_load"].append(_in_a_process(f"s.load_theirs(P({str(theirs)!r}))"))
-        seconds["load"].append(_in_a_process(f"s.load_ours(P({str(ours)!r}), {layers})"))
-    best = {name: min(wall for wall, _ in times) for name, times in seconds.items()}
-    work = {name: min(cpu for _, cpu in times) for name, times in seconds.items()}
+        for pair in (("theirs_save", "save"), ("theirs_load", "load")):
+            for name in pair if number % 2 == 0 else reversed(pair):
+                seconds[name].append(acts[name]())
+    wall = {name: [each for each, _ in times] for name, times in seconds.items()}
+    work = {name: [each for _, each in times] for name, times in seconds.items()}
     return {
         "config": config,
         "bytes": total,
         "threads": torch.get_num_threads(),
-        "seconds": best,
-        "cpu_seconds": work,
-        "save_ratio": best["theirs_save"] / best["save"],
-        "load_ratio": best["theirs_load"] / best["load"],
-        "save_cpu_ratio": work["theirs_save"] / work["save"],
-        "load_cpu_ratio": work["theirs_load"] / work["load"],
+        "rounds": rounds,
+        "seconds": {name: round(statistics.median(times), 3) for name, times in wall.items()},
+        "cpu_seconds": {name: round(statistics.median(times), 3) for name, times in work.items()},
+        "save_ratio": _ratio(wall, "save"),
+        "load_ratio": _ratio(wall, "load"),
+        "save_cpu_ratio": _ratio(work, "save"),
+        "load_cpu_ratio": _ratio(work, "load"),
     }
+
+
+def _ratio(seconds: dict[str, list[float]], name: str) -> float:
+    """How fast ours is beside theirs: the median over the rounds."""
+    pairs = zip(seconds[f"theirs_{name}"], seconds[name], strict=True)
+    return round(statistics.median(theirs / ours for theirs, ours in pairs), 2)
 
 
 def load_theirs(folder: Path) -> tuple[float, float]:
@@ -174,14 +189,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="int8wo")
     parser.add_argument("--megabytes", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", default=None)
+    parser.add_argument("--out", type=Path, default=None)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         found = speeds(given.config, given.megabytes, given.rounds, Path(name) / "speed")
         shutil.rmtree(Path(name) / "speed")
         found["memory"] = memory(given.config, given.megabytes, Path(name) / "memory")
     print(json.dumps(found, indent=2))
+    if given.out is not None:
+        held = json.loads(given.out.read_text()) if given.out.exists() else {}
+        given.out.write_text(json.dumps({**held, given.config: found}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

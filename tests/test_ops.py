@@ -123,12 +123,13 @@ def test_fake_has_shapes_dtypes_and_strides_of_the_reference(name: str) -> None:
 
 def test_schemas_are_the_agreed_ones() -> None:
     # The others have theirs in test_ops_attention.py, test_ops_coded.py, test_ops_convolution.py, test_ops_experts.py,
-    # test_ops_static.py, test_ops_tiled.py and test_ops_weights.py.
+    # test_ops_static.py, test_ops_tiled.py, test_ops_weights.py and kernels/test_stored.py.
     elsewhere = {"pack_panels", "unpack_panels", "pack_granules", "decode_weight", "linear_weight_only"}
     elsewhere |= {"linear_dynamic", "int8_conv_dynamic", "conv_weight_only", "embedding_dequantize", "fake_quantize"}
     elsewhere |= {"fake_quantize_static", "fake_quantize_weight", "int8_linear_static", "int8_conv_static"}
     elsewhere |= {"embedding_packed", "tile_codes", "untile_codes", "transpose_granules", "decode_tiles"}
     elsewhere |= {"tiled_linear", "tiled_linear_codes", "norm_quantize", "attention"}
+    elsewhere |= {"rows_of_packed", "packed_of_rows"}
     elsewhere |= {"experts_linear", "experts_linear_backward", "experts_matmul", "experts_outer"}
     found = {str(getattr(OPS, name).default._schema) for name in reference.__all__ if name not in elsewhere}
     assert found == {

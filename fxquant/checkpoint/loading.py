@@ -15,7 +15,6 @@ from fxquant.checkpoint.description import FILE, read_description
 from fxquant.checkpoint.json_files import read_json
 from fxquant.checkpoint.reading import Folder, read_folder
 from fxquant.checkpoint.skeletons import cast, made_on_meta, made_with_buffers, non_persistent
-from fxquant.checkpoint.threads import one_thread
 from fxquant.errors import BuffersOnMeta, FxQuantError, InvalidCheckpoint, InvalidOption, NotAModule
 from fxquant.model import requantize
 
@@ -137,8 +136,7 @@ def _fill(model: nn.Module, contents: Contents, device: torch.device | str | Non
     """Quantize the model as the contents say, and load them: all or nothing."""
     undo = cast(model, contents.tensors, contents.dtypes, dtype)
     try:
-        with one_thread():
-            requantize(model, contents.tensors, contents.modules, device)
+        requantize(model, contents.tensors, contents.modules, device)
     except FxQuantError:
         undo()
         raise

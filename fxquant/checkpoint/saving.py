@@ -17,8 +17,8 @@ from fxquant.checkpoint.folders import replaced
 from fxquant.checkpoint.json_files import write_json
 from fxquant.checkpoint.stored import Stored, pieces_of, plan
 from fxquant.checkpoint.tensor_writer import FileWriter
-from fxquant.checkpoint.threads import one_thread
 from fxquant.errors import InvalidOption, NotAModule, NothingQuantized
+from fxquant.numerics.threads import one_thread
 
 INDEX = "model.safetensors.index.json"
 _PATTERN = "model{suffix}.safetensors"

@@ -43,6 +43,8 @@ _SOURCES = {
     "fake_quantize.cpp": ("-O2",),
     "pack.cpp": ("-O3",),
     "spec.cpp": ("-O2",),
+    "stored_ops.cpp": ("-O2",),
+    "stored_rows.cpp": ("-O3",),
     "fingerprint.cpp": ("-O2", "-UTORCH_TARGET_VERSION"),  # reads fields of TensorImpl, which the stable ABI hides
 }
 _FLAGS = (

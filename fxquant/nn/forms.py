@@ -15,6 +15,7 @@ from torch import Tensor
 from fxquant import numerics
 from fxquant.errors import ShapeMismatch
 from fxquant.numerics.held import held_dtype
+from fxquant.numerics.threads import one_thread
 from fxquant.ops.storage import check_table
 from fxquant.spec import TensorSpec
 from fxquant.tensor import QuantizedTensor
@@ -28,6 +29,7 @@ _STORED_LAYOUTS = ("rows", "blocks")
 _PANEL_LAYOUTS = ("int8", "panels")
 ON_DEVICES = ("tiles", "blocks")  # what Triton kernels read
 _LONGEST_TEXT = 256  # of a spec
+_AT_ONCE = 1 << 20  # bytes of codes that are made to be stored: they are written while they are in a cache
 
 
 class Form(NamedTuple):
@@ -145,7 +147,11 @@ def stored_codes(parts: tuple[Tensor | None, ...], form: Form) -> Iterator[Tenso
     if form.layout in _STORED_LAYOUTS:
         yield codes
     elif form.layout in _PANEL_LAYOUTS and codes.device.type == "cpu":
-        yield from numerics.rows_of_packed(codes, (form.rows, form.columns), form.parsed, form.layout)
+        row_bytes = numerics.packed_bytes(form.columns, form.parsed.format.bits)
+        step = max(1, _AT_ONCE // max(1, row_bytes * numerics.PANEL)) * numerics.PANEL
+        for begin in range(0, form.rows, step):
+            end = min(begin + step, form.rows)
+            yield _FXQUANT.rows_of_packed(codes, form.rows, form.columns, form.spec, form.layout, begin, end)
     else:
         yield _FXQUANT.pack_rows(unpack(parts, form).codes, form.spec)
 
@@ -167,16 +173,17 @@ def resident(stored: Mapping[str, Tensor], form: Form) -> tuple[Tensor | None, .
     if form.layout in _STORED_LAYOUTS:
         codes = stored["codes"].clone()
     elif form.layout in _PANEL_LAYOUTS and on_cpu:
-        codes = numerics.packed_of_rows(stored["codes"], form.columns, spec, form.layout)
+        codes = _FXQUANT.packed_of_rows(stored["codes"], form.columns, form.spec, form.layout)
     else:
         codes = _copy(_FXQUANT.unpack_rows(stored["codes"], form.spec, form.columns))
         return pack(QuantizedTensor(spec, codes, _copy(scale), _copy(zero_point), _copy(tensor_scale)), form)
-    if form.layout == "panels":
-        scale = _FXQUANT.pack_granules(scale, form.spec, form.rows, form.columns)
-        if zero_point is not None:
-            zero_point = _FXQUANT.pack_granules(zero_point, form.spec, form.rows, form.columns)
-    held = None if zero_point is None else _copy(_as_held(zero_point))
-    return codes, _copy(_as_held(scale)), held, _copy(tensor_scale)
+    with one_thread():
+        if form.layout == "panels":
+            scale = _FXQUANT.pack_granules(scale, form.spec, form.rows, form.columns)
+            if zero_point is not None:
+                zero_point = _FXQUANT.pack_granules(zero_point, form.spec, form.rows, form.columns)
+        held = None if zero_point is None else _copy(_as_held(zero_point))
+        return codes, _copy(_as_held(scale)), held, _copy(tensor_scale)
 
 
 def from_storage(stored: Mapping[str, Tensor], spec: TensorSpec, columns: int) -> QuantizedTensor:

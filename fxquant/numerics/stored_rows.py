@@ -2,7 +2,8 @@
 
 Both are permutations of the same bits, so codes of 8 and 4 bits are moved as words of 32: four neighbours along K, or
 eight, of one feature (docs/formats.md). Other widths go by way of codes. Either way a few panels are done at a time:
-what is in hand stays in the caches, and memory is taken for the result alone.
+what is in hand stays in the caches, and memory is taken for the result alone. Kernels do the same for the ops of these
+names.
 """
 
 from __future__ import annotations
@@ -26,23 +27,28 @@ _BY_BLOCKS = 60 * 60  # the least size for that, in torch's copy
 _SWAPS = ((4, 0x00F000F0), (8, 0x0000FF00))
 
 
-def rows_of_packed(packed: Tensor, shape: tuple[int, int], spec: TensorSpec, layout: str) -> Iterator[Tensor]:
-    """The rows of a checkpoint of a packed weight of that shape [N, K], some at a time: uint8 [n, bytes of a row].
+def rows_of_packed(
+    packed: Tensor, shape: tuple[int, int], spec: TensorSpec, layout: str, begin: int, end: int
+) -> Tensor:
+    """Rows begin <= n < end, whole panels, of a checkpoint of a packed weight of that shape [N, K]: uint8 [n, bytes].
 
-    layout: "int8" (pack_int8) or "panels" (pack_panels), flat on the CPU.
+    layout: "int8" (pack_int8) or "panels" (pack_panels), flat.
     """
     plan = _Plan(shape, spec, layout)
-    for begin, end in plan.chunks():
-        part = packed[plan.start(begin) : plan.start(end)]
-        yield plan.rows(part, end - begin, in_panels=begin < plan.full)
+    rows = torch.empty(end - begin, plan.row_bytes, dtype=torch.uint8, device=packed.device)
+    for first, last in plan.chunks(begin, end):
+        part = packed[plan.start(first) : plan.start(last)]
+        rows[first - begin : last - begin] = plan.rows(part, last - first, in_panels=first < plan.full)
+    return rows
 
 
 def packed_of_rows(rows: Tensor, columns: int, spec: TensorSpec, layout: str) -> Tensor:
     """The inverse: uint8 rows [N, bytes of a row] at any address -> the packed codes, flat, in memory of their own."""
     plan = _Plan((rows.shape[0], columns), spec, layout)
-    packed = torch.empty(plan.start(plan.features), dtype=torch.int8 if layout == "int8" else torch.uint8, device="cpu")
-    for begin, end in plan.chunks():
-        plan.fill(packed[plan.start(begin) : plan.start(end)], rows[begin:end], in_panels=begin < plan.full)
+    dtype = torch.int8 if layout == "int8" else torch.uint8
+    packed = torch.empty(plan.start(plan.features), dtype=dtype, device=rows.device)
+    for first, last in plan.chunks(0, plan.features):
+        plan.fill(packed[plan.start(first) : plan.start(last)], rows[first:last], in_panels=first < plan.full)
     return packed
 
 
@@ -61,13 +67,14 @@ class _Plan:
         is_flipped = layout == "panels" and spec.format.kind == "int" and not spec.has_zero_point
         self.flip = (-0x7F7F7F80 if self.bits == 8 else -0x77777778) if is_flipped else 0  # the highest bit of codes
 
-    def chunks(self) -> Iterator[tuple[int, int]]:
+    def chunks(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
         """First feature and end, of as many whole panels as are done at a time, then of the rows behind them."""
         step = max(1, _AT_ONCE // max(1, PANEL * self.row_bytes)) * PANEL
-        for begin in range(0, self.full, step):
-            yield begin, min(begin + step, self.full)
-        if self.features > self.full:
-            yield self.full, self.features
+        full = min(end, self.full)
+        for first in range(begin, full, step):
+            yield first, min(first + step, full)
+        if end > max(begin, self.full):
+            yield max(begin, self.full), end
 
     def start(self, feature: int) -> int:
         """Where a feature, the first of a chunk, begins in the packed codes."""
@@ -79,7 +86,7 @@ class _Plan:
         if not in_panels:
             return part.view(torch.uint8).view(count, self.row_bytes) ^ (self.flip & 0xFF)
         words = self._words(part)
-        out = torch.empty(words.shape[0], PANEL, words.shape[1], dtype=torch.int32, device="cpu")
+        out = torch.empty(words.shape[0], PANEL, words.shape[1], dtype=torch.int32, device=part.device)
         _transpose(words, out)
         if self.bits == 4:
             _exchange_nibbles(out, _SWAPS)

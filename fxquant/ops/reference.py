@@ -15,6 +15,7 @@ from fxquant.ops.quantize import dequantize, int8_quantize_per_token, quantize_d
 from fxquant.ops.quantize_static import quantize_static
 from fxquant.ops.static import fake_quantize_static, int8_conv_static, int8_linear_static
 from fxquant.ops.storage import decode_rows, pack_rows, unpack_rows
+from fxquant.ops.stored import packed_of_rows, rows_of_packed
 from fxquant.ops.tiled import tiled_linear, tiled_linear_codes
 from fxquant.ops.tiles import decode_tiles, tile_codes, transpose_granules, untile_codes
 
@@ -49,9 +50,11 @@ __all__ = [
     "pack_granules",
     "pack_panels",
     "pack_rows",
+    "packed_of_rows",
     "quantize_dynamic",
     "quantize_static",
     "quantize_weight",
+    "rows_of_packed",
     "tile_codes",
     "tiled_linear",
     "tiled_linear_codes",

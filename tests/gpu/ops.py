@@ -131,6 +131,8 @@ CASES: dict[str, tuple[Callable[[torch.dtype], Case], ...]] = {
     "attention": (lambda d: (*_heads(d), torch.arange(6) < torch.arange(2, 7)[:, None]),),
     "pack_rows": (lambda d: (_weight(INT4)[0], INT4),),
     "unpack_rows": (lambda d: (_stored(INT4)[0], INT4, K),),
+    "rows_of_packed": (lambda d: (_packed(INT4)[0], N, K, INT4, "panels", 0, N),),
+    "packed_of_rows": (lambda d: (_stored(INT4)[0], K, INT4, "panels"),),
     "decode_rows": (lambda d: (*_stored(INT4), K, INT4, d),),
     "embedding_dequantize": (
         lambda d: (_INDICES, *_stored(INT4), K, INT4, d),

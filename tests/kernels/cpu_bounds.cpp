@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "stored.h"
 
 using namespace fxquant;
 
@@ -169,9 +170,26 @@ void run_patches(const Kernels& kernels, int64_t channels, int64_t length, int64
     kernels.patches.turn(out.data(), n, rows, n, type, turned.data(), rows);
 }
 
+// Rows of a checkpoint, at an odd address, into panels and back.
+void run_stored(int64_t n, int64_t k, int64_t bits, bool is_int8) {
+    const StoredWeight w = stored_weight(n, k, bits, static_cast<uint8_t>(is_int8 ? 0 : 1 << (bits - 1)), is_int8);
+    for (int64_t panel = 0; panel < panels(n); ++panel) {
+        const int64_t bytes = w.layout.features(panel) * w.row_bytes();
+        std::vector<uint8_t> rows(bytes + 1, 0x5a), packed(w.layout.offset(panel + 1) - w.layout.offset(panel)), back(bytes);
+        panel_of_rows(w, rows.data() + 1, panel, packed.data());
+        rows_of_panel(w, packed.data(), panel, back.data());
+    }
+}
+
 }  // namespace
 
 int main() {
+    for (const int64_t k : {1, 3, 40, 64, 72, 127, 128, 401, 403, 447, 512, 4096, 8191, 8192}) {
+        for (const int64_t n : {1, 63, 64, 130}) {
+            run_stored(n, k, 8, true);
+            for (int64_t bits = 2; bits <= 8; ++bits) run_stored(n, k, bits, false);
+        }
+    }
     const Sizes shapes[] = {{1, 1, 1},    {1, 33, 65},  {2, 64, 4},   {3, 65, 5},    {5, 63, 3},   {6, 64, 64},  {3, 65, 260},
                             {7, 129, 31}, {13, 70, 66}, {97, 65, 20}, {259, 70, 12}, {2, 1, 7000}, {2, 70, 447}};
     for (const Kernels* kernels : {portable_kernels(), avx2_kernels(), avx512vnni_kernels()}) {

@@ -66,7 +66,7 @@ def test_every_shape_stays_in_the_derived_bound(
 
 
 @pytest.mark.parametrize("k", [1, 31, 160, 256, 1000])
-@pytest.mark.parametrize("group", [4, 28, 256, 260, 4096])
+@pytest.mark.parametrize("group", [4, 28, 128, 256, 260, 4096])
 def test_groups_of_any_depth(isa: int, k: int, group: int) -> None:
     check(coded(f"int4/group{group}/affine", 65, k, seed=3), 5, torch.float32, isa)
 
@@ -99,11 +99,14 @@ def test_sums_at_the_ends_of_int32(isa: int, text: str, k: int, sign: int) -> No
     assert_within(got, exact, 8 * U * exact.abs())  # at most 4 pieces: a conversion and an addition each
 
 
-def test_heights_give_the_same_rows(isa: int) -> None:
-    p = coded("int4/group32/affine", 70, 333, seed=7)
-    x = torch.randn(259, 333, generator=torch.Generator().manual_seed(8))
+@pytest.mark.parametrize(
+    ("text", "k"), [("int4/group32/affine", 333), ("int4/group64/bf16", 712), ("int4/group128/affine", 712)]
+)
+def test_heights_give_the_same_rows(isa: int, text: str, k: int) -> None:
+    p = coded(text, 70, k, seed=7)
+    x = torch.randn(530, k, generator=torch.Generator().manual_seed(8))
     whole = p.dynamic(ops.linear_dynamic, x, p.bias, torch.float32, isa)
-    for rows in (1, 2, 6, 7, 97, 256):
+    for rows in (1, 2, 6, 7, 97, 256, 512):
         assert_equal(p.dynamic(ops.linear_dynamic, x[:rows], p.bias, torch.float32, isa), whole[:rows])
 
 

@@ -105,6 +105,7 @@ Tensor linear_weight_only(const Tensor x, const Tensor packed, const Tensor scal
 std::vector<Piece> pieces_of(const CodedWeight& w, int64_t x_group) {
     std::vector<Piece> pieces;
     const int64_t group = x_group == 0 ? w.in_features : x_group;
+    pieces.reserve(static_cast<size_t>(w.granules + w.in_features / group + w.in_features / kMostPiece + 1));
     for (int64_t k = 0; k < w.in_features;) {
         const int64_t granule = k / w.granule, from = k - granule * w.granule;  // a long granule counts as several
         int64_t end = std::min(granule * w.granule + (from / kMostPiece + 1) * kMostPiece, w.in_features);
@@ -161,7 +162,7 @@ Tensor linear_dynamic(const Tensor x, const Tensor packed, const Tensor scale, c
                          });
         });
         const double time = product_time(now, out_features, in_features, w.bits, kernels.int8_products);
-        for_panels(out_features, now, time, blocking_of(isa), [&](int64_t panel, int64_t row0, int64_t row1, bool) {
+        for_panels(out_features, now, time, blocking_of(isa, kPatternRows), [&](int64_t panel, int64_t row0, int64_t row1, bool) {
             kernels.coded.dynamic_product(problem, panel, row0, row1);
         });
     }

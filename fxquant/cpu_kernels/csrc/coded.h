@@ -270,8 +270,8 @@ void coded_dynamic_of(const CodedDynamicProblem& p, int64_t panel, int64_t row0,
     constexpr auto kCode = static_cast<int64_t>(sizeof(typename Isa::Code));
     const CodedWeight& w = p.weight;
     alignas(64) uint8_t tile[kPatternK * kPanel];
-    alignas(64) int32_t sums[kRowBlock * kPanel];
-    alignas(64) float y[kRowBlock * kPanel];
+    alignas(64) int32_t sums[kPatternRows * kPanel];
+    alignas(64) float y[kPatternRows * kPanel];
     Span spans[kPatternK / kQuad];
     std::memset(y, 0, (row1 - row0) * kPanel * sizeof(float));
     int64_t piece = 0;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "spec.h"
@@ -25,6 +26,31 @@ inline Spec weight_spec(const char* op, const std::string& text) {
 // The bit that turns a code of the spec into the pattern that is packed: symmetric integers are kept as code + 2^(bits - 1).
 inline int32_t pattern_offset(const Spec& spec) {
     return spec.format.is_float || spec.scheme != Spec::Scheme::symmetric ? 0 : 1 << (spec.format.bits - 1);
+}
+
+// A spec, and what each pattern of its codes is worth: CodedWeight::values.
+struct CodedSpec {
+    Spec spec;
+    alignas(64) uint16_t values[256];
+};
+
+inline CodedSpec read_coded_spec(const char* op, const std::string& text) {
+    CodedSpec read{weight_spec(op, text), {}};
+    float values[256];
+    code_values(read.spec, values);
+    for (int i = 0; i < 256; ++i) {
+        uint32_t pattern;
+        std::memcpy(&pattern, &values[(i ^ pattern_offset(read.spec)) & ((1 << read.spec.format.bits) - 1)], sizeof(pattern));
+        read.values[i] = static_cast<uint16_t>(pattern >> 16);
+    }
+    return read;
+}
+
+// Specs stay read: a step of a small model has hundreds of products, some of which take less time than reading theirs.
+inline const CodedSpec& coded_spec(const char* op, const std::string& text) {
+    thread_local std::unordered_map<std::string, CodedSpec> known;
+    const auto found = known.find(text);
+    return found != known.end() ? found->second : known.emplace(text, read_coded_spec(op, text)).first->second;
 }
 
 inline Stored stored_scale(const Spec& spec) {
@@ -51,7 +77,7 @@ public:
     HeldCodedWeight(const char* op, const Kernels& kernels, const Tensor& packed, const Tensor& scale,
                     const std::optional<Tensor>& zero_point, const std::optional<Tensor>& tensor_scale,
                     const std::optional<Tensor>& bias, int64_t out_features, int64_t in_features, const std::string& text)
-        : spec(weight_spec(op, text)), op_(op), packed_(dense(packed)), scale_(dense(scale)) {
+        : coded(coded_spec(op, text)), spec(coded.spec), op_(op), packed_(dense(packed)), scale_(dense(scale)) {
         STD_TORCH_CHECK(in_features >= 1 && in_features <= kMostInFeatures && out_features >= 0, "fxquant::", op, ": in_features is ",
                         in_features, " and out_features is ", out_features, "; 1 to ", kMostInFeatures, " and 0 or more are taken");
         view.out_features = out_features;
@@ -73,7 +99,8 @@ public:
         if (bias.has_value()) read_bias(kernels, *bias);
     }
 
-    const Spec spec;
+    const CodedSpec& coded;
+    const Spec& spec;  // its
     CodedWeight view{};
 
 private:
@@ -88,14 +115,7 @@ private:
         view.scheme = static_cast<Scheme>(spec.scheme);
         view.integer = !spec.format.is_float;
         view.offset = pattern_offset(spec);
-        float values[256];
-        code_values(spec, values);
-        for (int i = 0; i < 256; ++i) {
-            uint32_t pattern;
-            std::memcpy(&pattern, &values[(i ^ view.offset) & ((1 << bits) - 1)], sizeof(pattern));
-            values_[i] = static_cast<uint16_t>(pattern >> 16);
-        }
-        view.values = values_;
+        view.values = coded.values;
     }
 
     Granules granules(const char* what, const Tensor& t, Stored stored) const {
@@ -140,7 +160,6 @@ private:
     std::optional<Tensor> bias_;
     std::vector<float> tensor_scales_;
     std::vector<float> wide_bias_;
-    alignas(64) uint16_t values_[256];
 };
 
 }  // namespace fxquant

@@ -130,8 +130,18 @@ struct Avx512Vnni : Vectors<16> {
         store(to + 3 * kPanel * kQuad, _mm512_unpackhi_epi64(high01, high23));
     }
 
+    // A tile takes so little of each row that no hardware fetches the next ones, and all of x seldom lies in L2: here the pass over
+    // R rows brings those behind them.
+    template <int R>
+    FXQUANT_INLINE void fetch_next_rows(const void* rows, int64_t stride, int64_t bytes) {
+        for (int64_t line = 0; line < bytes; line += 64) {
+            FXQUANT_UNROLL for (int r = 0; r < R; ++r) __builtin_prefetch(static_cast<const char*>(rows) + (R + r) * stride + line);
+        }
+    }
+
     template <int R>
     FXQUANT_TILE void dot_patterns(const char* codes, int64_t stride, const uint8_t* b, int64_t depth, int32_t* acc, bool add) {
+        fetch_next_rows<R>(codes, stride, depth * kQuad);
         __m512i sum[R][4];
         FXQUANT_UNROLL for (int r = 0; r < R; ++r) FXQUANT_UNROLL for (int j = 0; j < 4; ++j)
             sum[r][j] = add ? _mm512_load_si512(acc + r * kPanel + j * 16) : _mm512_setzero_si512();
@@ -174,23 +184,44 @@ struct Avx512Vnni : Vectors<16> {
         }
     }
 
-    // Spans of `Depth` quads each: no loop whose end would often be guessed wrong, and 3 rows at a time leave room for y in registers.
-    template <int R, bool Affine, bool Grouped, int Depth, class Span>
-    FXQUANT_TILE void dot_short_spans(const Span* spans, int64_t count, const char* codes, int64_t stride, const uint8_t* tile,
-                                      PieceRows rows, float* y) {
+    // Patterns that stay in registers while all rows use them: GCC 12 would load them again for each.
+    FXQUANT_INLINE void hold_quad(const uint8_t* b, __m512i (&pattern)[4]) {
+        FXQUANT_UNROLL for (int j = 0; j < 4; ++j) {
+            pattern[j] = _mm512_load_si512(b + j * 64);
+            asm("" : "+v"(pattern[j]));
+        }
+    }
+
+    static constexpr int kUsual = 8;  // quads
+
+    // Spans of whole kUsual quads: no loop whose end would often be guessed wrong, and 3 rows at a time leave room for y in registers.
+    template <int R, bool Affine, bool Grouped, class Span>
+    FXQUANT_TILE void dot_few_rows(const Span* spans, int64_t count, const char* codes, int64_t stride, const uint8_t* tile,
+                                   PieceRows rows, float* y) {
+        fetch_next_rows<R>(rows.begin, rows.count * static_cast<int64_t>(sizeof(int32_t)), 1);
         __m512 total[R][4];
         FXQUANT_UNROLL for (int r = 0; r < R; ++r) FXQUANT_UNROLL for (int j = 0; j < 4; ++j)
             total[r][j] = _mm512_load_ps(y + r * kPanel + j * 16);
         const uint8_t* b = tile + spans[0].quad0 * kPanel * kQuad;
         const char* a = codes + spans[0].quad0 * kQuad;
-        for (const Span* end = spans + count; spans < end; ++spans, b += Depth * kPanel * kQuad, a += Depth * kQuad) {
+        const float* next = y + R * kPanel;
+        for (const Span* end = spans + count; spans < end; ++spans) {
             __m512i sum[R][4];
             begin_sums<R, Affine>(*spans, rows, sum);
-            FXQUANT_UNROLL for (int q = 0; q < Depth; ++q) {
-                __m512i pattern[4];
-                FXQUANT_UNROLL for (int j = 0; j < 4; ++j) pattern[j] = _mm512_load_si512(b + q * kPanel * kQuad + j * 64);
-                add_quad<R>(pattern, a + q * kQuad, stride, sum);
-            }
+            const uint8_t* last = b + spans->depth * kPanel * kQuad;
+            do {
+                fetch_next_rows<R>(a, stride, 1);
+                __builtin_prefetch(next);
+                __builtin_prefetch(next + 16);
+                FXQUANT_UNROLL for (int q = 0; q < kUsual; ++q) {
+                    __m512i pattern[4];
+                    hold_quad(b + q * kPanel * kQuad, pattern);
+                    add_quad<R>(pattern, a + q * kQuad, stride, sum);
+                }
+                b += kUsual * kPanel * kQuad;
+                a += kUsual * kQuad;
+                next += 32;
+            } while (b != last);
             FXQUANT_UNROLL for (int j = 0; j < 4; ++j) {
                 const __m512 scale = _mm512_load_ps(spans->scale + j * 16);
                 FXQUANT_UNROLL for (int r = 0; r < R; ++r)
@@ -225,20 +256,19 @@ struct Avx512Vnni : Vectors<16> {
     FXQUANT_INLINE void dot_usual_spans(const Span* spans, int64_t count, const char* codes, int64_t stride, const uint8_t* tile,
                                         const PieceRows& rows, float* y) {
         constexpr int kHigh = R > 3 ? (R + 1) / 2 : R;
-        dot_short_spans<kHigh, Affine, Grouped, kUsual>(spans, count, codes, stride, tile, rows, y);
+        dot_few_rows<kHigh, Affine, Grouped>(spans, count, codes, stride, tile, rows, y);
         if constexpr (R > kHigh) {
-            dot_short_spans<R - kHigh, Affine, Grouped, kUsual>(spans, count, codes + kHigh * stride, stride, tile, rows.from(kHigh, 0),
-                                                                y + kHigh * kPanel);
+            dot_few_rows<R - kHigh, Affine, Grouped>(spans, count, codes + kHigh * stride, stride, tile, rows.from(kHigh, 0),
+                                                     y + kHigh * kPanel);
         }
     }
 
-    static constexpr int kUsual = 8;  // quads of a span
 
     // Spans of one tile of patterns, of one depth. rows: from the first one on.
     template <int R, bool Affine, class Span>
     FXQUANT_TILE void dot_spans(const Span* spans, int64_t count, const char* codes, int64_t stride, const uint8_t* tile,
                                 const PieceRows& rows, float* y) {
-        if (spans[0].depth == kUsual) {
+        if (spans[0].depth % kUsual == 0) {
             if (rows.scale != nullptr) return dot_usual_spans<R, Affine, true>(spans, count, codes, stride, tile, rows, y);
             return dot_usual_spans<R, Affine, false>(spans, count, codes, stride, tile, rows, y);
         }
@@ -249,6 +279,7 @@ struct Avx512Vnni : Vectors<16> {
             const uint8_t* b = tile + s.quad0 * kPanel * kQuad;
             const char* a = codes + s.quad0 * kQuad;
             const uint8_t* end = b + s.depth * kPanel * kQuad;
+            fetch_next_rows<R>(a, stride, s.depth * kQuad);
             do {
                 __m512i pattern[4];
                 FXQUANT_UNROLL for (int j = 0; j < 4; ++j) pattern[j] = _mm512_load_si512(b + j * 64);

@@ -10,6 +10,9 @@ namespace fxquant {
 // Rows that one task works on. 256 rows of accumulators are 64 KiB, which the depth blocks below may revisit in L2.
 constexpr int64_t kRowBlock = 256;
 
+// The same of a product of codes with patterns: each task spreads its panel's, which the more rows share.
+constexpr int64_t kPatternRows = 512;
+
 // The sum of a column's codes is an int32: 127 * 2^24 < 2^31.
 constexpr int64_t kMostInFeatures = int64_t{1} << 24;
 
@@ -229,7 +232,7 @@ struct CodedDynamicProblem {
 };
 
 struct CodedKernels {
-    // One panel x the rows row0 <= r < row1, at most kRowBlock.
+    // One panel x the rows row0 <= r < row1, at most kRowBlock; of dynamic_product, kPatternRows.
     void (*product)(const CodedProblem& problem, int64_t panel, int64_t row0, int64_t row1);
     // The sums of one row of x in each granule.
     void (*sum)(const CodedWeight& weight, const float* x, float* sums);

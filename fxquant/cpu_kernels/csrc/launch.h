@@ -75,8 +75,10 @@ struct Blocking {
 };
 
 // The blocking that an op's last argument asks for: see fxquant/tuning/cpu.py. 0 in a field: as if it were not there.
-inline Blocking blocking_of(int64_t config) {
+// rows_of_task: where none are asked for.
+inline Blocking blocking_of(int64_t config, int64_t rows_of_task = kRowBlock) {
     Blocking chosen;
+    chosen.rows = rows_of_task;
     if (const int64_t rows = config >> 4 & 7; rows > 0) chosen.rows = std::min(kRowBlock, int64_t{16} << rows);
     chosen.by_rows = config >> 7 & 1;
     chosen.serial = config >> 8 & 1;

@@ -35,25 +35,7 @@ void pack_quads(const int8_t* codes, int64_t n, int64_t k, int64_t panel, int8_t
 
 namespace {
 
-constexpr int64_t kBlockCodes = kPanel * kBlock;
-
-// One block of patterns, in the order of its vectors, into planes, widest first.
-template <int Bits>
-void split_planes(const uint8_t* patterns, uint8_t* to) {
-    int shift = 0;
-    for (int width = 8; width >= 1; width /= 2) {
-        if (!(Bits & width)) continue;
-        for (int row = 0; row < width; ++row, to += kPanel) {
-            uint8_t held[kPanel] = {};
-            for (int slot = 0; slot < 8 / width; ++slot) {
-                const uint8_t* vector = patterns + (slot * width + row) * kPanel;
-                for (int64_t i = 0; i < kPanel; ++i) held[i] |= (vector[i] >> shift & ((1 << width) - 1)) << (width * slot);
-            }
-            std::memcpy(to, held, kPanel);
-        }
-        shift += width;
-    }
-}
+#include "split_planes.h"
 
 // A full panel.
 template <int Bits>

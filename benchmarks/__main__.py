@@ -31,6 +31,7 @@ MORE = (
     "algorithms",
     "model_door",
     "generate",
+    "saving",
 )
 
 

@@ -1,12 +1,8 @@
 """Speed and memory of fxquant.save and fxquant.load, against safetensors alone on the same bytes, in turn.
 
-    python -m benchmarks.saving [--config int8wo] [--megabytes 1000] [--rounds 5] [--folder /tmp] [--out FILE.json]
-
 safetensors' save writes tensors that lie in rows already and waits for the disk as ours does; its load copies mapped
 tensors, since reading nothing takes no time. Who is first changes from round to round; times are medians, ratios those
 of the rounds. Peak memory is RssAnon above its value before, of a process of its own.
-
---out also writes what was found to a file, together with what other configurations have there.
 """
 
 from __future__ import annotations
@@ -31,8 +27,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import fxquant
+from benchmarks.harness import Outcome, arguments, finish, progress
 
 WIDTH, HIDDEN = 4096, 8192
+FLOOR = 0.5
 
 
 def layer_count(config: str, megabytes: int) -> int:
@@ -94,23 +92,17 @@ def speeds(config: str, megabytes: int, rounds: int, folder: Path) -> dict[str, 
     wall = {name: [each for each, _ in times] for name, times in seconds.items()}
     work = {name: [each for _, each in times] for name, times in seconds.items()}
     return {
-        "config": config,
         "bytes": total,
-        "threads": torch.get_num_threads(),
-        "rounds": rounds,
-        "seconds": {name: round(statistics.median(times), 3) for name, times in wall.items()},
-        "cpu_seconds": {name: round(statistics.median(times), 3) for name, times in work.items()},
-        "save_ratio": _ratio(wall, "save"),
-        "load_ratio": _ratio(wall, "load"),
-        "save_cpu_ratio": _ratio(work, "save"),
-        "load_cpu_ratio": _ratio(work, "load"),
+        "seconds": {name: statistics.median(times) for name, times in wall.items()},
+        "cpu_seconds": {name: statistics.median(times) for name, times in work.items()},
+        "ratio": {name: _ratio(wall, name) for name in ("save", "load")},
     }
 
 
 def _ratio(seconds: dict[str, list[float]], name: str) -> float:
     """How fast ours is beside theirs: the median over the rounds."""
     pairs = zip(seconds[f"theirs_{name}"], seconds[name], strict=True)
-    return round(statistics.median(theirs / ours for theirs, ours in pairs), 2)
+    return statistics.median(theirs / ours for theirs, ours in pairs)
 
 
 def load_theirs(folder: Path) -> tuple[float, float]:
@@ -185,23 +177,45 @@ def memory(config: str, megabytes: int, folder: Path) -> dict[str, Any]:
     return _in_a_process(f"s.load_peak(P({str(folder / 'ours')!r}), {layers})")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="int8wo")
-    parser.add_argument("--megabytes", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", default=None)
-    parser.add_argument("--out", type=Path, default=None)
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=given.folder) as name:
-        found = speeds(given.config, given.megabytes, given.rounds, Path(name) / "speed")
+def report_on(outcome: Outcome, config: str, megabytes: int, rounds: int, parent: str | None) -> None:
+    """One config's rows and demands."""
+    with tempfile.TemporaryDirectory(dir=parent) as name:
+        found = speeds(config, megabytes, rounds, Path(name) / "speed")
         shutil.rmtree(Path(name) / "speed")
-        found["memory"] = memory(given.config, given.megabytes, Path(name) / "memory")
-    print(json.dumps(found, indent=2))
-    if given.out is not None:
-        held = json.loads(given.out.read_text()) if given.out.exists() else {}
-        given.out.write_text(json.dumps({**held, given.config: found}, indent=2) + "\n")
+        held = memory(config, megabytes, Path(name) / "memory")
+    wall, work = found["seconds"], found["cpu_seconds"]
+    for act, ratio in found["ratio"].items():
+        outcome.add(
+            {
+                "": f"{act} {config}, {found['bytes'] / 1e9:.2f} GB",
+                "s": f"{wall[act]:.2f}",
+                "safetensors s": f"{wall[f'theirs_{act}']:.2f}",
+                "of its speed": f"{ratio:.2f}x",
+                "CPU s": f"{work[act]:.2f}",
+                "safetensors CPU s": f"{work[f'theirs_{act}']:.2f}",
+            }
+        )
+        outcome.at_least(f"{act} {config}, of safetensors' speed", ratio, FLOOR)
+    gigabytes = {part: size / 1e9 for part, size in held.items()}
+    met, allowed = f"{gigabytes['peak']:.3f} GB", f"<= {gigabytes['allowed']:.3f} GB"
+    outcome.demand(f"load {config}, peak RssAnon", held["peak"] <= held["allowed"], met, allowed)
+    outcome.figures[-1].update(found, memory=held)
+
+
+def main(chosen: argparse.Namespace) -> int:
+    outcome = Outcome("saving", "fxquant.save and fxquant.load beside safetensors alone on the same bytes, medians")
+    megabytes, rounds = (100, 1) if chosen.quick else (chosen.megabytes, chosen.rounds)
+    for config in chosen.config:
+        progress(config)
+        report_on(outcome, config, megabytes, rounds, chosen.folder)
+    outcome.notes.append(f"{rounds} rounds, first one and then the other; {torch.get_num_threads()} thread(s)")
+    return finish(outcome, chosen)
 
 
 if __name__ == "__main__":
-    main()
+    parser = arguments(__doc__)
+    parser.add_argument("--config", nargs="+", default=["int8wo", "int4wo"])
+    parser.add_argument("--megabytes", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--folder", default=None, help="where to write; the temporary folder if not given")
+    sys.exit(main(parser.parse_args()))

@@ -72,7 +72,7 @@ def inside(threads: int, seconds: float) -> dict[int, dict[str, float]]:
     return found
 
 
-@torch.inference_mode()  # compiled and frozen models call the kernels below autograd too, whose Python takes 4 us a call
+@torch.inference_mode()  # as compiled and frozen models call the kernels: below autograd, whose Python takes 4 us
 def main(chosen: argparse.Namespace) -> int:
     with_kernels()
     if chosen.inside:

@@ -19,6 +19,7 @@ from fxquant.passes import (
     FoldWeights,
     FuseAttention,
     FuseEpilogues,
+    FuseGates,
     FuseNorms,
     FusePrologues,
     FuseSiblings,
@@ -65,8 +66,14 @@ def kernel_pipeline(config: QuantConfig, target: Target) -> tuple[Pass, ...]:
     if not config.fuse:
         return ()
     if not target.runs_triton:
-        # Prologues first: an activation in front of a gate belongs to the product that reads it.
-        return (FusePrologues(), FuseEpilogues(), FuseAttention()) if target.has_kernels else ()
+        if not target.has_kernels:
+            return ()
+        return (
+            FuseGates(),  # first: what makes both halves of a gated product writes half as much
+            FusePrologues(),  # before epilogues: an activation in front of a gate belongs to the product that reads it
+            FuseEpilogues(),
+            FuseAttention(),
+        )
     return (
         FuseEpilogues(),  # on kernels only: torch's own linear takes neither activation nor residual
         FuseNorms(functools.partial(no_triton_kernel, arch=target.arch)),  # what a graph quantizes is settled by now

@@ -1,8 +1,9 @@
 """What the linears of the CPU do around their product: a norm or a gate before it, activation and residual behind it.
 
 Before: x is normalized, or goes through an activation function and is multiplied by another tensor, in float32; the
-result is rounded to x's dtype. Behind: y = activation(y + bias) + residual in float32, before y is rounded. Functions
-of a kernel are within 8u |y| of torch's, u = 2**-24 (gelu: 8u |input|), and its sums over K may be added in another
+result is rounded to x's dtype. Behind: y = activation(y + bias) + residual in float32, before y is rounded; or, where
+the halves of y's columns are a gate and what it gates, y = activation(one half) * other half + residual. Functions of a
+kernel are within 8u |y| of torch's, u = 2**-24 (gelu: 8u |input|), and its sums over K may be added in another
 order, so that a code of what is quantized behind them may differ by one.
 """
 
@@ -20,6 +21,9 @@ from fxquant.ops.norm_quantize import NORMS, normalized
 
 ACTIVATIONS = ("", "relu", "gelu", "gelu_tanh", "silu")
 GATES = tuple(f"{name}_mul" for name in ACTIVATIONS[1:])
+# Of half the columns, the first or the second of them, times the other half.
+HALVES = tuple(f"{name}_{half}" for name in ACTIVATIONS[1:] for half in ("first", "second"))
+PANEL = 64  # a kernel works on so many columns at a time, of both halves
 # The arguments of a linear behind `isa`, in a schema.
 AFTER = "Tensor? residual=None, str activation=''"
 BEFORE = "str prologue='', Tensor? by=None, Tensor? shift=None, float eps=0."
@@ -42,10 +46,18 @@ def prepared(x: Tensor, prologue: str, by: Tensor | None, shift: Tensor | None, 
 def finished(
     y: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str, dtype: torch.dtype, shape: list[int]
 ) -> Tensor:
-    """activation(y + bias) + residual of y float32 [M, N], rounded to `dtype`, of that shape."""
+    """activation(y + bias) + residual of y float32 [M, N], rounded to `dtype`, of that shape.
+
+    Of one of HALVES: 'silu_first' is silu(first N / 2 columns) * last N / 2, 'silu_second' first * silu(last).
+    """
     if bias is not None:
         y = y + bias.float()
-    y = activated(y, activation)
+    if activation in HALVES:
+        first, second = y.chunk(2, -1)
+        name, half = activation.rsplit("_", 1)
+        y = activated(first, name) * second if half == "first" else first * activated(second, name)
+    else:
+        y = activated(y, activation)
     if residual is not None:
         y = y + residual.float().reshape(y.shape)
     return y.to(dtype).reshape(shape)
@@ -82,17 +94,35 @@ def check_before(op: str, x: Tensor, prologue: str, by: Tensor | None, shift: Te
             raise ShapeMismatch(op, f"{name} of shape {list(t.shape)} and dtype {t.dtype}", f"float [{x.shape[-1]}]")
 
 
+def columns_of(out_features: int, activation: str) -> int:
+    """Columns of the result of a product with N = out_features."""
+    return out_features // 2 if activation in HALVES else out_features
+
+
 def check_after(
-    op: str, x: Tensor, out_features: int, residual: Tensor | None, activation: str, dtype: torch.dtype
+    op: str,
+    x: Tensor,
+    out_features: int,
+    residual: Tensor | None,
+    activation: str,
+    dtype: torch.dtype,
+    halves: bool = True,
 ) -> None:
-    """The operands of an epilogue fit together. x: [..., K], of which [..., N] in `dtype` is made."""
+    """The operands of an epilogue fit together. x: [..., K], of which [..., N] or [..., N / 2] in `dtype` is made.
+
+    halves: whether the op has kernels for HALVES.
+    """
     check_devices(op, x=x, residual=residual)
-    shape = [*x.shape[:-1], out_features]
+    known = (*ACTIVATIONS, *HALVES) if halves else ACTIVATIONS
+    if activation not in known:
+        raise InvalidSpec(activation, f"{op} takes the activations {', '.join(map(repr, known))}")
+    if activation in HALVES and out_features % (2 * PANEL):
+        wanted = f"a multiple of {2 * PANEL} for the activation {activation!r}: two halves of whole panels"
+        raise ShapeMismatch(op, f"a weight of {out_features} output features", wanted)
+    shape = [*x.shape[:-1], columns_of(out_features, activation)]
     if residual is not None and (residual.dtype != dtype or list(residual.shape) != shape):
         met = f"residual of shape {list(residual.shape)} and dtype {residual.dtype}"
         raise ShapeMismatch(op, met, f"{dtype} of shape {shape}")
-    if activation not in ACTIVATIONS:
-        raise InvalidSpec(activation, f"{op} takes the activations {', '.join(map(repr, ACTIVATIONS))}")
 
 
 Save = Callable[[Any, tuple[Any, ...], Tensor], None]

@@ -16,7 +16,16 @@ from torch import Tensor
 
 from fxquant import numerics
 from fxquant.errors import GradientsNeedTraining, InvalidSpec, ShapeMismatch
-from fxquant.ops.around import AFTER, BEFORE, check_after, check_before, finished, plain_gradients, prepared
+from fxquant.ops.around import (
+    AFTER,
+    BEFORE,
+    check_after,
+    check_before,
+    columns_of,
+    finished,
+    plain_gradients,
+    prepared,
+)
 from fxquant.ops.checks import ACTIVATION_DTYPES, check_activation, check_devices
 from fxquant.ops.library import declare
 from fxquant.ops.panels import check_coded, check_output, decode_weight
@@ -63,7 +72,7 @@ def linear_weight_only(
     x = prepared(x, prologue, by, shift, eps)
     value = decode_weight(packed, scale, zero_point, tensor_scale, out_features, in_features, spec, torch.float32)
     y = numerics.matmul_float32(x.reshape(x.shape[:-1].numel(), in_features), value)
-    return finished(y, bias, residual, activation, dtype, [*x.shape[:-1], out_features])
+    return finished(y, bias, residual, activation, dtype, [*x.shape[:-1], columns_of(out_features, activation)])
 
 
 def _linear_weight_only_fake(
@@ -89,7 +98,7 @@ def _linear_weight_only_fake(
     check_coded(op, packed, scale, zero_point, tensor_scale, out_features, in_features, spec)
     _check_linear(op, x, packed, bias, out_features, in_features, dtype)
     _check_around(op, x, out_features, residual, activation, dtype, prologue, by, shift)
-    return x.new_empty([*x.shape[:-1], out_features], dtype=dtype)
+    return x.new_empty([*x.shape[:-1], columns_of(out_features, activation)], dtype=dtype)
 
 
 def linear_dynamic(
@@ -136,7 +145,7 @@ def linear_dynamic(
         y += value * x_scale[:, group : group + 1] if x_group else value
     if not x_group:
         y *= x_scale
-    return finished(y, bias, residual, activation, dtype, [*x.shape[:-1], out_features])
+    return finished(y, bias, residual, activation, dtype, [*x.shape[:-1], columns_of(out_features, activation)])
 
 
 def _linear_dynamic_fake(
@@ -161,7 +170,7 @@ def _linear_dynamic_fake(
     op = "fxquant.linear_dynamic"
     _check_dynamic(op, x, packed, scale, zero_point, bias, out_features, in_features, spec, dtype, x_group)
     _check_around(op, x, out_features, residual, activation, dtype, prologue, by, shift)
-    return x.new_empty([*x.shape[:-1], out_features], dtype=dtype)
+    return x.new_empty([*x.shape[:-1], columns_of(out_features, activation)], dtype=dtype)
 
 
 def x_group_of(spec: str) -> int | None:

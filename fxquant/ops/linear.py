@@ -16,7 +16,16 @@ from torch import Tensor
 
 from fxquant.errors import GradientsNeedTraining, ShapeMismatch
 from fxquant.numerics import int8_matmul, matmul_float32, pack_int8, packed_shape, unpack_int8
-from fxquant.ops.around import AFTER, BEFORE, check_after, check_before, finished, plain_gradients, prepared
+from fxquant.ops.around import (
+    AFTER,
+    BEFORE,
+    check_after,
+    check_before,
+    columns_of,
+    finished,
+    plain_gradients,
+    prepared,
+)
 from fxquant.ops.checks import (
     ACTIVATION_DTYPES,
     check_activation,
@@ -69,7 +78,8 @@ def int8_linear_dynamic(
 
     x [..., K] float32, bfloat16 or float16; scale float32 [N, 1] or [N]; bias [N] or None. Returns [..., N] in x's
     dtype. `isa` picks a kernel's instruction set, for tests; the reference has none. `prologue`, `by`, `shift` and
-    `eps` say what x goes through first, `activation` and `residual` [..., N] what the result does: see
+    `eps` say what x goes through first, `activation` and `residual` [..., N] what the result does. An activation of one
+    half of the columns, times the other half ('silu_first'), gives [..., N / 2], N a multiple of 128: see
     `fxquant.ops.around`.
     """
     _check_floats("int8_linear_dynamic", x, packed, scale, bias, in_features, residual, activation, prologue, by, shift)
@@ -95,7 +105,7 @@ def _fake_of(op: str) -> Callable[..., Tensor]:
         eps: float = 0.0,
     ) -> Tensor:
         out_features = _check_floats(op, x, packed, scale, bias, in_features, residual, activation, prologue, by, shift)
-        return x.new_empty([*x.shape[:-1], out_features])
+        return x.new_empty([*x.shape[:-1], columns_of(out_features, activation)])
 
     return fake
 
@@ -121,7 +131,7 @@ def int8_linear(
     weight_codes = unpack_int8(packed, out_features, in_features)
     total = int8_matmul(codes.reshape(_rows(codes), in_features), weight_codes)
     y = total.float() * (x_scale.reshape(_rows(codes), 1) * scale.reshape(1, out_features))
-    return finished(y, bias, residual, activation, dtype, [*codes.shape[:-1], out_features])
+    return finished(y, bias, residual, activation, dtype, [*codes.shape[:-1], columns_of(out_features, activation)])
 
 
 def _int8_linear_fake(
@@ -138,7 +148,7 @@ def _int8_linear_fake(
 ) -> Tensor:
     out_features = _check_quantized(codes, x_scale, packed, scale, bias, in_features, dtype)
     check_after("fxquant.int8_linear", codes, out_features, residual, activation, dtype)
-    return codes.new_empty([*codes.shape[:-1], out_features], dtype=dtype)
+    return codes.new_empty([*codes.shape[:-1], columns_of(out_features, activation)], dtype=dtype)
 
 
 def int8_linear_weight_only(
@@ -164,7 +174,7 @@ def int8_linear_weight_only(
     weight_codes = unpack_int8(packed, out_features, in_features)
     x = prepared(x, prologue, by, shift, eps)
     y = matmul_float32(x.reshape(_rows(x), in_features), weight_codes) * scale.reshape(1, out_features)
-    return finished(y, bias, residual, activation, x.dtype, [*x.shape[:-1], out_features])
+    return finished(y, bias, residual, activation, x.dtype, [*x.shape[:-1], columns_of(out_features, activation)])
 
 
 def _rows(x: Tensor) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fxquant import numerics
 from fxquant.errors import GradientsNeedTraining, InvalidSpec, ShapeMismatch
-from fxquant.ops.around import AFTER, BEFORE, check_after, check_before, plain_gradients, prepared
+from fxquant.ops.around import AFTER, BEFORE, check_after, check_before, columns_of, plain_gradients, prepared
 from fxquant.ops.checks import activation_spec, check_activation, check_devices, check_linear
 from fxquant.ops.convolution import conv_gradients, finish, int8_weight, product_of_codes
 from fxquant.ops.convolution_checks import check_int8, empty_like
@@ -94,7 +94,7 @@ def _int8_linear_static_fake(
     out_features = _check_linear(x, x_scale, packed, scale, bias, in_features)
     check_before(_LINEAR, x, prologue, by, shift)
     check_after(_LINEAR, x, out_features, residual, activation, x.dtype)
-    return x.new_empty([*x.shape[:-1], out_features])
+    return x.new_empty([*x.shape[:-1], columns_of(out_features, activation)])
 
 
 def int8_conv_static(

@@ -111,4 +111,4 @@ def _check_epilogue(
     if bias is not None and (bias.dtype not in ACTIVATION_DTYPES or list(bias.shape) != [out_features]):
         met = f"bias of shape {list(bias.shape)} and dtype {bias.dtype}"
         raise ShapeMismatch(op, met, f"a float bias of shape [{out_features}]")
-    check_after(op, x, out_features, residual, activation, dtype)
+    check_after(op, x, out_features, residual, activation, dtype, halves=False)

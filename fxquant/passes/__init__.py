@@ -13,6 +13,7 @@ from fxquant.passes.base import Pass
 from fxquant.passes.fold_weights import FoldWeights
 from fxquant.passes.fuse_attention import FuseAttention
 from fxquant.passes.fuse_epilogues import FuseEpilogues
+from fxquant.passes.fuse_gates import FuseGates
 from fxquant.passes.fuse_norms import FuseNorms
 from fxquant.passes.fuse_prologues import FusePrologues
 from fxquant.passes.fuse_siblings import FuseSiblings
@@ -25,6 +26,7 @@ __all__ = [
     "FoldWeights",
     "FuseAttention",
     "FuseEpilogues",
+    "FuseGates",
     "FuseNorms",
     "FusePrologues",
     "FuseSiblings",

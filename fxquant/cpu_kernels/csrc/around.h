@@ -18,12 +18,31 @@ inline bool parse_activation(const std::string& name, Activation& activation) {
     return false;
 }
 
-// The activation and the residual that follow a product [rows, out_features].
+// 'silu_first': the half that goes through silu. none where the name is that of an activation of all columns.
+inline Gate gate_of(const std::string& activation) {
+    const auto ends = [&](const std::string& with) {
+        return activation.size() > with.size() && activation.compare(activation.size() - with.size(), with.size(), with) == 0;
+    };
+    return ends("_first") ? Gate::first : ends("_second") ? Gate::second : Gate::none;
+}
+
+// Columns of the result of a product [rows, out_features] with that activation.
+inline int64_t result_columns(const char* op, int64_t out_features, const std::string& activation) {
+    const Gate gate = gate_of(activation);
+    STD_TORCH_CHECK(gate == Gate::none || out_features % (2 * kPanel) == 0, "fxquant::", op, ": activation '", activation,
+                    "' wants two halves of a multiple of ", kPanel, " columns; met ", out_features, " in all");
+    return gate == Gate::none ? out_features : out_features / 2;
+}
+
+// The activation and the residual that follow a product, whose result `out` is.
 class HeldAfter {
 public:
     HeldAfter(const char* op, const Tensor& out, const std::optional<Tensor>& residual, const std::string& activation) {
-        STD_TORCH_CHECK(parse_activation(activation, view.activation), "fxquant::", op, ": activation is '", activation,
-                        "'; '', relu, gelu, gelu_tanh and silu are known");
+        view.gate = gate_of(activation);
+        columns = out.sizes()[out.sizes().size() - 1];
+        const std::string name = view.gate == Gate::none ? activation : activation.substr(0, activation.rfind('_'));
+        STD_TORCH_CHECK(parse_activation(name, view.activation), "fxquant::", op, ": activation is '", activation,
+                        "'; '', relu, gelu, gelu_tanh and silu are known, and before _first or _second, where halves are multiplied");
         if (!residual.has_value()) return;
         const auto sizes = residual->sizes(), wanted = out.sizes();
         STD_TORCH_CHECK(residual->scalar_type() == out.scalar_type() && sizes.size() == wanted.size() &&
@@ -33,20 +52,67 @@ public:
         view.residual = residual_->data_ptr();
     }
 
-    // For rows from `first` on of a result [rows, width].
-    After from(int64_t first, int64_t width, Float type) const {
+    // For rows from `first` on.
+    After from(int64_t first, Float type) const {
         After after = view;
         if (after.residual != nullptr) {
-            after.residual = static_cast<const char*>(after.residual) + first * width * (type == Float::f32 ? 4 : 2);
+            after.residual = static_cast<const char*>(after.residual) + first * columns * (type == Float::f32 ? 4 : 2);
         }
         return after;
     }
 
     After view{};
+    int64_t columns;  // of the result
 
 private:
     std::optional<Tensor> residual_;
 };
+
+// run(problem, panel, row0, row1, next) of every panel that a product of `rows` rows takes; next: the one that the thread will
+// run after it, or -1. Halves that are multiplied are run by groups of panels, first that with the activation, whose result
+// stays in the cache: a panel that does not stand behind the last one is slower to come from memory. time: see for_panels.
+template <class Problem, class Run>
+void for_products(const Problem& p, int64_t rows, double time, const Blocking& by, Run run) {
+    const After& after = p.weight.after;
+    if (after.gate == Gate::none) {
+        for_panels(p.weight.out_features, rows, time, by, [&](int64_t panel, int64_t row0, int64_t row1, bool last) {
+            run(p, panel, row0, row1, last ? panel + 1 : -1);
+        });
+        return;
+    }
+    const int64_t columns = p.weight.out_features / 2, half = panels(columns), threads = torch::stable::get_num_threads();
+    const int64_t lead = after.gate == Gate::first ? 0 : half, trail = half - lead;
+    const int64_t fitting = kRowBlock / std::max<int64_t>(1, std::min(rows, by.rows));
+    const int64_t group = std::max<int64_t>(1, std::min(fitting, threads == 1 ? half : half / (2 * threads)));
+    for_panels((half + group - 1) / group * kPanel, rows, time, by, [&](int64_t number, int64_t row0, int64_t row1, bool last) {
+        const int64_t begin = number * group, end = std::min(half, begin + group);
+        alignas(64) float activated[kPatternRows * kPanel];  // a task has no more rows, of a group kRowBlock
+        const auto rows_of = [&](int64_t panel) { return activated + (panel - begin) * (row1 - row0) * kPanel; };
+        const bool first = by.by_rows || row0 == 0;  // the rows before these left the panels in the cache
+        Problem one = p, two = p;
+        one.out_type = Float::f32;
+        for (int64_t panel = begin; panel < end; ++panel) {
+            one.out = rows_of(panel);
+            one.weight.after = {after.activation, Gate::none, nullptr, nullptr, 0, {row0, (lead + panel) * kPanel, kPanel}};
+            run(one, lead + panel, row0, row1, panel + 1 < end ? lead + panel + 1 : first ? trail + begin : -1);
+        }
+        for (int64_t panel = begin; panel < end; ++panel) {
+            two.weight.after = {Activation::none, Gate::none, after.residual, rows_of(panel), row0, {0, trail * kPanel, columns}};
+            run(two, trail + panel, row0, row1, panel + 1 < end ? trail + panel + 1 : last ? lead + end : -1);
+        }
+    });
+}
+
+// The same for a weight packed by int8_pack: run(problem, task). products: a nanosecond.
+template <class Problem, class Run>
+void for_int8_products(const Problem& p, int64_t rows, double products, const Blocking& by, Run run) {
+    const Weight& w = p.weight;
+    const PanelLayout layout = int8_layout(w.out_features, w.in_features);
+    const double time = product_time(rows, w.out_features, w.in_features, 8, products);
+    for_products(p, rows, time, by, [&](const Problem& of_task, int64_t panel, int64_t row0, int64_t row1, int64_t next) {
+        run(of_task, Task{panel, next >= 0 && layout.is_full(next) ? w.packed + layout.offset(next) : nullptr, row0, row1});
+    });
+}
 
 // The norm or the gate that x goes through before a product.
 class HeldBefore {

@@ -100,14 +100,18 @@ struct Kept {
 
 inline Kept kept_of_bools(const uint8_t* mask, int64_t count) {
     constexpr int64_t kWord = sizeof(uint64_t);
+    constexpr uint64_t kOnes = 0x0101010101010101u;
     bool all = true;
-    int64_t end = 0;
-    for (int64_t k = 0; k < count; k += kWord) {
-        uint64_t word = 0;
-        const int64_t n = count - k < kWord ? count - k : kWord;
-        std::memcpy(&word, mask + k, static_cast<size_t>(n));
-        if (word != 0) end = k + n;
-        all = all && word == (n == kWord ? 0x0101010101010101u : (uint64_t{1} << (8 * n)) / 255);
+    int64_t end = 0, k = 0;
+    for (; k + kWord <= count; k += kWord) {
+        uint64_t word;
+        std::memcpy(&word, mask + k, sizeof(word));  // of a size known here: one load
+        if (word != 0) end = k + kWord;
+        all = all && word == kOnes;
+    }
+    for (; k < count; ++k) {
+        if (mask[k] != 0) end = k + 1;
+        all = all && mask[k] != 0;
     }
     if (all) return {end, true};
     while (end > 0 && mask[end - 1] == 0) --end;

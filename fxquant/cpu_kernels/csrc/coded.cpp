@@ -71,7 +71,8 @@ Tensor linear_weight_only(const Tensor x, const Tensor packed, const Tensor scal
     const HeldBefore before(op, kernels, x, rows, type, prologue, by, shift, eps);
     const HeldCodedWeight weight(op, kernels, packed, scale, zero_point, tensor_scale, bias, out_features, in_features, text);
     CodedWeight w = weight.view;
-    Tensor out = like_rows(x, out_features, dtype);
+    const int64_t columns = result_columns(op, out_features, activation);
+    Tensor out = like_rows(x, columns, dtype);
     const HeldAfter after(op, out, residual, activation);
 
     const int64_t stride = staged_stride(in_features, sizeof(float)) / static_cast<int64_t>(sizeof(float));
@@ -90,13 +91,14 @@ Tensor linear_weight_only(const Tensor x, const Tensor packed, const Tensor scal
                          });
             for (int64_t r = begin; count_of_sums > 0 && r < end; ++r) kernels.coded.sum(w, wide + r * stride, sums + r * count_of_sums);
         });
-        void* to = static_cast<char*>(out.data_ptr()) + first * out_features * float_bytes(out_type);
-        w.after = after.from(first, out_features, out_type);
+        void* to = static_cast<char*>(out.data_ptr()) + first * columns * float_bytes(out_type);
+        w.after = after.from(first, out_type);
         const CodedProblem problem{wide, stride, sums, w, to, out_type};
         const double time = product_time(count, out_features, in_features, w.bits, kernels.float_products);
-        for_panels(out_features, count, time, blocking_of(isa), [&](int64_t panel, int64_t row0, int64_t row1, bool) {
-            kernels.coded.product(problem, panel, row0, row1);
-        });
+        for_products(problem, count, time, blocking_of(isa),
+                     [&](const CodedProblem& p, int64_t panel, int64_t row0, int64_t row1, int64_t) {
+                         kernels.coded.product(p, panel, row0, row1);
+                     });
     }
     return out;
 }
@@ -133,7 +135,8 @@ Tensor linear_dynamic(const Tensor x, const Tensor packed, const Tensor scale, c
                     text, "' is not of integers, symmetric or affine, in groups that are a multiple of ", kQuad);
     STD_TORCH_CHECK(x_group >= 0 && x_group % kQuad == 0, "fxquant::", op, ": x_group is ", x_group,
                     "; 0, or a multiple of ", kQuad, ", is taken");
-    Tensor out = like_rows(x, out_features, dtype);
+    const int64_t columns = result_columns(op, out_features, activation);
+    Tensor out = like_rows(x, columns, dtype);
     const HeldAfter after(op, out, residual, activation);
 
     const int64_t group = std::min(x_group, round_up(in_features, kBlock));
@@ -151,8 +154,8 @@ Tensor linear_dynamic(const Tensor x, const Tensor packed, const Tensor scale, c
     for (int64_t first = 0; first < rows.rows; first += most) {
         const int64_t now = std::min(most, rows.rows - first);
         const Rows from = rows_from(rows, type, first);
-        void* to = static_cast<char*>(out.data_ptr()) + first * out_features * float_bytes(out_type);
-        w.after = after.from(first, out_features, out_type);
+        void* to = static_cast<char*>(out.data_ptr()) + first * columns * float_bytes(out_type);
+        w.after = after.from(first, out_type);
         const CodedDynamicProblem problem{staged, stride, row_scale, group, piece_rows, pieces.data(), count, w, to, out_type};
         split(now, now * in_features < kSerialElements, [&](int64_t begin, int64_t end) {
             for_prepared(kernels, before.from(first), from, begin, end,
@@ -162,9 +165,10 @@ Tensor linear_dynamic(const Tensor x, const Tensor packed, const Tensor scale, c
                          });
         });
         const double time = product_time(now, out_features, in_features, w.bits, kernels.int8_products);
-        for_panels(out_features, now, time, blocking_of(isa, kPatternRows), [&](int64_t panel, int64_t row0, int64_t row1, bool) {
-            kernels.coded.dynamic_product(problem, panel, row0, row1);
-        });
+        for_products(problem, now, time, blocking_of(isa, kPatternRows),
+                     [&](const CodedDynamicProblem& p, int64_t panel, int64_t row0, int64_t row1, int64_t) {
+                         kernels.coded.dynamic_product(p, panel, row0, row1);
+                     });
     }
     return out;
 }

@@ -44,10 +44,26 @@ constexpr float finite_or_nan(float scale, uint32_t amax) { return amax < 0x7f80
 
 enum class Activation : int32_t { none, relu, gelu, gelu_tanh, silu };
 
-// What follows a product: y = activation(y) + residual, before y is rounded. residual: [rows, N] of y's type, or null.
+// Which half of a product's columns goes through the activation and is then multiplied with the other half.
+enum class Gate : int32_t { none, first, second };
+
+// Where the results of a task stand: that of row `row0` and column `column0` first. width: of a row; 0: as wide as the weight.
+struct Place {
+    int64_t row0;
+    int64_t column0;
+    int64_t width;
+};
+
+// What follows a product: y = activation(y) * factor + residual, before y is rounded. residual: rows of y's type, or null.
+// factor: [rows from factor_row0 on, 64], or null; not with an activation. gate: of a whole result; launchers make two products
+// of it, see around.h.
 struct After {
     Activation activation;
+    Gate gate;
     const void* residual;
+    const float* factor;
+    int64_t factor_row0;
+    Place place;
 };
 
 // What x goes through before a product, rounded to its type: a norm over each row (weight, bias: K floats or null, whole vectors

@@ -20,6 +20,7 @@ namespace {
 template <class StageRows>
 void int8_passes(const Kernels& kernels, const Blocking& by, Weight w, const HeldAfter& after, int64_t rows, void* out, Float out_type,
                  StageRows stage_rows) {
+    const int64_t columns = after.columns;
     const int64_t stride = staged_stride(w.in_features, kernels.code_bytes);
     const int64_t most = pass_rows(rows, stride);
     char* staged = scratch(most * stride + most * static_cast<int64_t>(sizeof(float)));
@@ -28,10 +29,10 @@ void int8_passes(const Kernels& kernels, const Blocking& by, Weight w, const Hel
         const int64_t count = std::min(most, rows - first);
         split(count, count * w.in_features < kSerialElements,
               [&](int64_t begin, int64_t end) { stage_rows(first, begin, end, staged, stride, x_scale); });
-        void* to = static_cast<char*>(out) + first * w.out_features * (out_type == Float::f32 ? 4 : 2);
-        w.after = after.from(first, w.out_features, out_type);
-        const Int8Problem problem{staged, stride, x_scale, w, to, out_type};
-        for_tasks(w, count, kernels.int8_products, by, [&](const Task& task) { kernels.int8_product(problem, task); });
+        void* to = static_cast<char*>(out) + first * columns * (out_type == Float::f32 ? 4 : 2);
+        w.after = after.from(first, out_type);
+        const Int8Problem whole{staged, stride, x_scale, w, to, out_type};
+        for_int8_products(whole, count, kernels.int8_products, by, kernels.int8_product);
     }
 }
 
@@ -70,7 +71,7 @@ Tensor linear_of_floats(const char* op, const Tensor& x, const Tensor& packed, c
     const Float float_in = float_type(op, "x", type);
     const HeldBefore before(op, kernels, x, rows, float_in, around.prologue, around.by, around.shift, around.eps);
     const HeldWeight weight(op, kernels, packed, scale, bias, in_features);
-    Tensor out = like_rows(x, weight.view.out_features, type);
+    Tensor out = like_rows(x, result_columns(op, weight.view.out_features, around.activation), type);
     const HeldAfter after(op, out, around.residual, around.activation);
     int8_passes(kernels, blocking_of(isa), weight.view, after, rows.rows, out.data_ptr(), float_in,
                 [&](int64_t first, int64_t begin, int64_t end, char* staged, int64_t stride, float* x_scale) {
@@ -117,7 +118,7 @@ Tensor int8_linear(const Tensor codes, const Tensor x_scale, const Tensor packed
                     rows.rows, " rows");
     const HeldWeight weight(op, kernels, packed, scale, bias, in_features);
     const Float out_type = float_type(op, "dtype", dtype);
-    Tensor out = like_rows(codes, weight.view.out_features, dtype);
+    Tensor out = like_rows(codes, result_columns(op, weight.view.out_features, activation), dtype);
     const HeldAfter after(op, out, residual, activation);
     const auto* from = static_cast<const int8_t*>(packed_rows.data_ptr());
     const auto* from_scale = static_cast<const float*>(row_scale.data_ptr());
@@ -142,7 +143,8 @@ Tensor int8_linear_weight_only(const Tensor x, const Tensor packed, const Tensor
     const HeldBefore before(op, kernels, x, rows, float_in, prologue, by, shift, eps);
     const HeldWeight weight(op, kernels, packed, scale, bias, in_features);
     Weight w = weight.view;
-    Tensor out = like_rows(x, w.out_features, type);
+    const int64_t columns = result_columns(op, w.out_features, activation);
+    Tensor out = like_rows(x, columns, type);
     const HeldAfter after(op, out, residual, activation);
 
     const int64_t stride = staged_stride(w.in_features, sizeof(float)) / static_cast<int64_t>(sizeof(float));
@@ -157,10 +159,10 @@ Tensor int8_linear_weight_only(const Tensor x, const Tensor packed, const Tensor
                              kernels.widen(prepared, row0, row1, wide + at * stride, stride);
                          });
         });
-        void* to = static_cast<char*>(out.data_ptr()) + first * w.out_features * (float_in == Float::f32 ? 4 : 2);
-        w.after = after.from(first, w.out_features, float_in);
-        const FloatProblem problem{wide, stride, w, to, float_in};
-        for_tasks(w, count, kernels.float_products, blocking_of(isa), [&](const Task& task) { kernels.float_product(problem, task); });
+        void* to = static_cast<char*>(out.data_ptr()) + first * columns * (float_in == Float::f32 ? 4 : 2);
+        w.after = after.from(first, float_in);
+        const FloatProblem whole{wide, stride, w, to, float_in};
+        for_int8_products(whole, count, kernels.float_products, blocking_of(isa), kernels.float_product);
     }
     return out;
 }

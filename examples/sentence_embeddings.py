@@ -1,6 +1,6 @@
 """Search by meaning: which sentence is nearest to a question, by a quantized and compiled sentence encoder.
 
-python -m examples.sentence_embeddings "how do I make a model smaller?"
+python -m examples.sentence_embeddings "how do I make a neural network smaller?"
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fxquant.errors import StateDictMismatch
+from fxquant.integrations.freed_memory import FreedMemory
 from fxquant.model.freezing import check_module_finite, freeze_modules
 from fxquant.nn import QModule
 from fxquant.nn.forms import stored_parts
@@ -23,12 +24,13 @@ def awaits_codes(module: nn.Module, name: str) -> bool:
     return is_weight and not module.is_frozen
 
 
-def freeze_if_all_came(path: str, module: QModule) -> None:
+def freeze_if_all_came(path: str, module: QModule, freed: FreedMemory) -> None:
     """Freeze a module none of whose weights is on meta still. Raises `NonFiniteWeight`, as `fxquant.freeze` does."""
     weights = [module._parameters.get(name) for name in module.weight_names]
     if not any(weight is not None and weight.is_meta for weight in weights):
         check_module_finite(module, path)
         module.freeze()
+        freed.add(sum(weight.nbytes for weight in weights if weight is not None))
 
 
 def take_codes(path: str, module: QModule, name: str, parts: Mapping[str, Tensor], device: torch.device) -> list[str]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fxquant.errors import InvalidQuantizationMap, NothingQuantized
 from fxquant.integrations.arrivals import awaits_codes, check_all_came, freeze_if_all_came, freeze_rest, take_codes
 from fxquant.integrations.diffusers_skeleton import StoredParts, make_skeleton
+from fxquant.integrations.freed_memory import FreedMemory
 from fxquant.integrations.module_tables import SCALES, ModuleTable
 from fxquant.integrations.recipes import METHOD, Method
 from fxquant.integrations.transformers import FxQuantConfig
@@ -40,6 +41,7 @@ class FxQuantizer(DiffusersQuantizer):
         self._stored = StoredParts(quantization_config.table) if self.pre_quantized else None
         self._awaited: set[str] = set()
         self._wrong: list[str] = []
+        self._freed = FreedMemory()
         self._devices: dict[str, Any] = {}
         self._dtype = torch.float32
         self._loading: Any = None
@@ -108,7 +110,7 @@ class FxQuantizer(DiffusersQuantizer):
             module._buffers[name] = state_dict[param_name].to(target_device, torch.float32)
             return
         module._parameters[name] = nn.Parameter(param_value.to(target_device), requires_grad=False)
-        freeze_if_all_came(path, module)
+        freeze_if_all_came(path, module, self._freed)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         self._loading = None

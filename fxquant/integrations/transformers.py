@@ -14,6 +14,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from fxquant.errors import FxQuantError, InvalidOption, InvalidQuantizationMap, NothingQuantized
 from fxquant.integrations.arrivals import awaits_codes, check_all_came, freeze_rest
+from fxquant.integrations.freed_memory import FreedMemory
 from fxquant.integrations.module_tables import ModuleTable
 from fxquant.integrations.recipes import METHOD, Method, Recipe
 from fxquant.integrations.transformers_loading import (
@@ -52,6 +53,7 @@ class FxQuantizer(HfQuantizer):
             raise InvalidQuantizationMap(["config.json has a quantization_config, and no table 'saved' in it"])
         self.serialized_names: dict[str, list[str]] = {}
         self.failed: list[FxQuantError | str] = []
+        self.freed = FreedMemory()
         self.left: set[str] = set()  # parameters that came in another shape: transformers says so
         self._tied: set[str] = set()
         self._skeleton = Skeleton(set(), {})

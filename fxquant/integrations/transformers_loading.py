@@ -49,7 +49,7 @@ class QuantizeOnArrival(ConversionOps):
 
     def _freeze_if_all_came(self, path: str, module: QModule) -> None:
         try:
-            freeze_if_all_came(path, module)
+            freeze_if_all_came(path, module, self.quantizer.freed)
         except FxQuantError as error:
             self.quantizer.failed.append(error)  # the loader would only print it
         keep_through_loading(module)

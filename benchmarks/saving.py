@@ -66,9 +66,7 @@ def speeds(config: str, megabytes: int, rounds: int, folder: Path) -> dict[str, 
     total = sum(tensor.nbytes for tensor in state.values())
     ours, theirs = folder / "ours", folder / "theirs"
     theirs.mkdir()
-    seconds: dict[str, list[tuple[float, float]]] = {
-        name: [] for name in ("save", "theirs_save", "load", "theirs_load")
-    }
+    seconds: dict[str, list[tuple[float, float]]] = {"save": [], "theirs_save": []}
 
     def save_theirs() -> None:
         path = theirs / "model.safetensors"
@@ -77,18 +75,13 @@ def speeds(config: str, megabytes: int, rounds: int, folder: Path) -> dict[str, 
         os.fsync(descriptor)
         os.close(descriptor)
 
-    acts: dict[str, Callable[[], tuple[float, float]]] = {
-        "theirs_save": lambda: _timed(save_theirs),
-        "save": lambda: _timed(lambda: fxquant.save(model, ours)),
-        "theirs_load": lambda: _in_a_process(f"s.load_theirs(P({str(theirs)!r}))"),
-        "load": lambda: _in_a_process(f"s.load_ours(P({str(ours)!r}), {layers})"),
-    }
+    acts = {"theirs_save": save_theirs, "save": lambda: fxquant.save(model, ours)}
     for number in range(rounds):
         shutil.rmtree(ours, ignore_errors=True)
         (theirs / "model.safetensors").unlink(missing_ok=True)
-        for pair in (("theirs_save", "save"), ("theirs_load", "load")):
-            for name in pair if number % 2 == 0 else reversed(pair):
-                seconds[name].append(acts[name]())
+        for name in _in_turn(("theirs_save", "save"), number):
+            seconds[name].append(_timed(acts[name]))
+    seconds |= _in_a_process(f"s.loads(P({str(theirs)!r}), P({str(ours)!r}), {layers}, {rounds})")
     wall = {name: [each for each, _ in times] for name, times in seconds.items()}
     work = {name: [each for _, each in times] for name, times in seconds.items()}
     return {
@@ -105,15 +98,27 @@ def _ratio(seconds: dict[str, list[float]], name: str) -> float:
     return statistics.median(theirs / ours for theirs, ours in pairs)
 
 
-def load_theirs(folder: Path) -> tuple[float, float]:
-    """Seconds of a first load by safetensors, copied from the mapped file."""
-    return _timed(lambda: {key: tensor.clone() for key, tensor in load_file(folder / "model.safetensors").items()})
+def loads(theirs: Path, ours: Path, layers: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Seconds of loads in turn, in fresh memory; theirs copies the mapped file.
+
+    In one process: on a virtual machine, what fresh memory costs depends on what the host has taken back since it was
+    last freed, and so on the time since a process began.
+    """
+    fxquant.load(ours.parent / "small", factory=lambda: skeleton(1))  # what a first load makes once
+    acts: dict[str, Callable[[], object]] = {
+        "theirs_load": lambda: {k: t.clone() for k, t in load_file(theirs / "model.safetensors").items()},
+        "load": lambda: fxquant.load(ours, factory=lambda: skeleton(layers)),
+    }
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in acts}
+    for number in range(rounds):
+        for name in _in_turn(tuple(acts), number):
+            seconds[name].append(_timed(acts[name]))
+    return seconds
 
 
-def load_ours(folder: Path, layers: int) -> tuple[float, float]:
-    """Seconds of a load by fxquant, the first of a real model."""
-    fxquant.load(folder.parent / "small", factory=lambda: skeleton(1))  # what a first load makes once
-    return _timed(lambda: fxquant.load(folder, factory=lambda: skeleton(layers)))
+def _in_turn(pair: tuple[str, ...], number: int) -> tuple[str, ...]:
+    """Who is first changes from round to round."""
+    return pair if number % 2 == 0 else pair[::-1]
 
 
 def _in_a_process(expression: str) -> Any:

@@ -16,6 +16,8 @@ from benchmarks.harness import RESULTS, milliseconds
 from demo.view import put_between
 
 MARK = "results"
+# benchmarks/results/peers.md, docs/models.md, docs/diffusers.md.
+WITH_OWN_PAGES = ("peers.", "coverage.", "pipelines.")
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -68,10 +70,10 @@ def kernel_section(data: Mapping[str, Any]) -> str:
 
 
 def tables(folder: Path) -> str:
-    """All results in the folder but those beside other tools, which have a page of their own (peers/page.py)."""
+    """All results in the folder but those that have a page of their own."""
     sections = []
     for path in sorted(folder.glob("*.json")):
-        if path.name.startswith("peers."):
+        if path.name.startswith(WITH_OWN_PAGES):
             continue
         data = json.loads(path.read_text(encoding="utf-8"))
         sections.append(section(data) if "rows" in data else kernel_section(data))

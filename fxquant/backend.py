@@ -70,9 +70,12 @@ class QuantizingBackend:
         return [report for runner in self._runners for report in runner.reports]
 
     def __call__(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        captured = from_dynamo(gm, example_inputs, self.names() if self.names else None)
+        captured = self._captured(gm, example_inputs)
         self._refuse_unresolvable_rules(captured)
         return (self._for_training if self.config.training else self._for_inference)(captured, gm, example_inputs)
+
+    def _captured(self, gm: GraphModule, example_inputs: Sequence[Any]) -> CapturedGraph:
+        return from_dynamo(gm, example_inputs, self.names() if self.names else None)
 
     def _for_inference(
         self, captured: CapturedGraph, gm: GraphModule, example_inputs: Sequence[Any]
@@ -201,7 +204,7 @@ class FreezingBackend(QuantizingBackend):
         gm, held = with_tensors_as_inputs(gm)
         inputs = (*example_inputs, *held)
         self._watch_gradients(inputs)
-        runner = self._runner(from_dynamo(gm, inputs, self.names() if self.names else None), inputs)
+        runner = self._runner(self._captured(gm, inputs), inputs)
         frozen = runner.frozen(example_inputs, held)
         if (graphs := self._graphs()) is not None:
             graphs.append(frozen)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxquant import numerics
 from fxquant.errors import GradientsNeedTraining, InvalidSpec, ShapeMismatch
 from fxquant.ops.checks import ACTIVATION_DTYPES, check_devices
 from fxquant.ops.norm_quantize import NORMS, normalized
@@ -23,7 +24,6 @@ ACTIVATIONS = ("", "relu", "gelu", "gelu_tanh", "silu")
 GATES = tuple(f"{name}_mul" for name in ACTIVATIONS[1:])
 # Of half the columns, the first or the second of them, times the other half.
 HALVES = tuple(f"{name}_{half}" for name in ACTIVATIONS[1:] for half in ("first", "second"))
-PANEL = 64  # a kernel works on so many columns at a time, of both halves
 # The arguments of a linear behind `isa`, in a schema.
 AFTER = "Tensor? residual=None, str activation=''"
 BEFORE = "str prologue='', Tensor? by=None, Tensor? shift=None, float eps=0."
@@ -116,8 +116,8 @@ def check_after(
     known = (*ACTIVATIONS, *HALVES) if halves else ACTIVATIONS
     if activation not in known:
         raise InvalidSpec(activation, f"{op} takes the activations {', '.join(map(repr, known))}")
-    if activation in HALVES and out_features % (2 * PANEL):
-        wanted = f"a multiple of {2 * PANEL} for the activation {activation!r}: two halves of whole panels"
+    if activation in HALVES and out_features % (2 * numerics.PANEL):
+        wanted = f"a multiple of {2 * numerics.PANEL} for the activation {activation!r}: two halves of whole panels"
         raise ShapeMismatch(op, f"a weight of {out_features} output features", wanted)
     shape = [*x.shape[:-1], columns_of(out_features, activation)]
     if residual is not None and (residual.dtype != dtype or list(residual.shape) != shape):

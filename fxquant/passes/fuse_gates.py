@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 
 from fxquant.annotation import Declined, PassResult
 from fxquant.graphs import VALUE_KEY, target_name, value_of
-from fxquant.ops.around import PANEL
+from fxquant.numerics import PANEL
 from fxquant.passes.around import ACTIVATION_WORDS, activation_name, give_operand, operand_of, sizes_of, tell
 from fxquant.passes.base import Pass
 from fxquant.passes.sites import torch_word, where

@@ -1,5 +1,6 @@
 // The ops over weights of any number format: pack_panels, decode_weight, linear_weight_only, linear_dynamic.
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
 
 #include <cstring>
 #include <string>
@@ -11,20 +12,6 @@
 namespace fxquant {
 namespace {
 
-Tensor empty(std::initializer_list<int64_t> shape, ScalarType type) {
-    int64_t sizes[4], strides[4], step = 1, dims = 0;
-    for (const int64_t size : shape) sizes[dims++] = size;
-    for (int64_t d = dims - 1; d >= 0; --d) {
-        strides[d] = step;
-        step *= std::max<int64_t>(sizes[d], 1);
-    }
-    AtenTensorHandle fresh = nullptr;
-    const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        aoti_torch_empty_strided(dims, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &fresh));
-    return Tensor(fresh);
-}
-
 Tensor pack_panels(const Tensor codes, const std::string text) {
     const Spec spec = weight_spec("pack_panels", text);
     const auto sizes = codes.sizes();
@@ -32,7 +19,7 @@ Tensor pack_panels(const Tensor codes, const std::string text) {
                     torch::headeronly::toString(codes.scalar_type()), " with ", sizes.size(), " dimensions");
     const int64_t n = sizes[0], k = sizes[1], bits = spec.format.bits;
     const Tensor from = dense(codes);
-    Tensor packed = empty({plane_layout(n, k, bits).bytes()}, ScalarType::Byte);
+    Tensor packed = torch::stable::empty({plane_layout(n, k, bits).bytes()}, ScalarType::Byte, std::nullopt, codes.device());
     const auto* in = static_cast<const uint8_t*>(from.data_ptr());
     auto* out = static_cast<uint8_t*>(packed.data_ptr());
     const auto flip = static_cast<uint8_t>(pattern_offset(spec));
@@ -49,7 +36,7 @@ Tensor decode_weight(const Tensor packed, const Tensor scale, const std::optiona
     const Kernels& kernels = kernels_for(kChoose);
     const HeldCodedWeight weight(op, kernels, packed, scale, zero_point, tensor_scale, std::nullopt, out_features, in_features, text);
     const Float type = float_type(op, "dtype", dtype);
-    Tensor out = empty({out_features, in_features}, dtype);
+    Tensor out = torch::stable::empty({out_features, in_features}, dtype, std::nullopt, packed.device());
     split(panels(out_features), out_features * in_features < kSerialElements, [&](int64_t begin, int64_t end) {
         for (int64_t p = begin; p < end; ++p) kernels.coded.decode(weight.view, p, out.data_ptr(), type);
     });

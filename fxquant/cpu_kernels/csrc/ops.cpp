@@ -174,11 +174,7 @@ Tensor int8_pack(const Tensor codes) {
     const int64_t n = sizes[0], k = sizes[1];
     STD_TORCH_CHECK(k <= kMostInFeatures, "fxquant::int8_pack: ", k, " input features; ", kMostInFeatures, " is the most");
     const Tensor from = dense(codes);
-    const int64_t bytes = int8_layout(n, k).bytes(), step = 1;
-    AtenTensorHandle fresh = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &bytes, &step, aoti_torch_dtype_int8(),
-                                                           aoti_torch_device_type_cpu(), 0, &fresh));
-    Tensor packed(fresh);
+    Tensor packed = torch::stable::empty({int8_layout(n, k).bytes()}, ScalarType::Char, std::nullopt, codes.device());
     const auto* in = static_cast<const int8_t*>(from.data_ptr());
     auto* out = static_cast<int8_t*>(packed.data_ptr());
     split(panels(n), n * k < kSerialElements, [&](int64_t begin, int64_t end) {

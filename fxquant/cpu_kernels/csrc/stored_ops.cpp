@@ -1,5 +1,6 @@
 // The ops of saving and loading: rows_of_packed, packed_of_rows.
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
 
 #include <string>
 
@@ -10,15 +11,6 @@ namespace fxquant {
 namespace {
 
 constexpr int64_t kSerialBytes = int64_t{1} << 18;  // a few microseconds of one thread, as much as it takes to wake another
-
-Tensor empty(int64_t dims, const int64_t* sizes, ScalarType type) {
-    const int64_t strides[2] = {dims == 2 ? sizes[1] : 1, 1};
-    AtenTensorHandle fresh = nullptr;
-    const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        aoti_torch_empty_strided(dims, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &fresh));
-    return Tensor(fresh);
-}
 
 StoredWeight read_weight(const char* op, int64_t n, int64_t k, const std::string& text, const std::string& layout) {
     const bool is_int8 = layout == "int8";
@@ -41,8 +33,7 @@ Tensor rows_of_packed(const Tensor packed, int64_t out_features, int64_t in_feat
     STD_TORCH_CHECK(whole && 0 <= begin && begin <= end && end <= out_features, "fxquant::rows_of_packed: rows ", begin, " to ", end,
                     " of ", out_features, "; whole panels of ", kPanel, " are taken");
     const Tensor held = dense(packed);
-    const int64_t sizes[2] = {end - begin, w.row_bytes()};
-    Tensor rows = empty(2, sizes, ScalarType::Byte);
+    Tensor rows = torch::stable::empty({end - begin, w.row_bytes()}, ScalarType::Byte, std::nullopt, packed.device());
     const auto* from = static_cast<const uint8_t*>(held.data_ptr());
     auto* to = static_cast<uint8_t*>(rows.data_ptr());
     const int64_t first = begin / kPanel;
@@ -62,7 +53,7 @@ Tensor packed_of_rows(const Tensor rows, int64_t in_features, const std::string 
     const Tensor held = dense(rows);
     const int64_t bytes = w.layout.bytes();
     // Not in large pages: where a host has taken back free ones, as from idle virtual machines, they take longest to come again.
-    Tensor packed = empty(1, &bytes, w.is_int8 ? ScalarType::Char : ScalarType::Byte);
+    Tensor packed = torch::stable::empty({bytes}, w.is_int8 ? ScalarType::Char : ScalarType::Byte, std::nullopt, rows.device());
     const auto* from = static_cast<const uint8_t*>(held.data_ptr());
     auto* to = static_cast<uint8_t*>(packed.data_ptr());
     split(panels(sizes[0]), bytes < kSerialBytes, [&](int64_t p, int64_t last) {

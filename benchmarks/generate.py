@@ -23,21 +23,26 @@ from benchmarks.accuracy.recipes import INT4_GENERATE
 from benchmarks.harness import Error, Outcome, WrongAnswer, arguments, finish, kernels_run, progress
 from benchmarks.peers import smollm2
 from benchmarks.peers.absent import Absent
-from benchmarks.peers.ours import INT8, with_kernels
+from benchmarks.peers.ours import INT8, INT8_FINE, with_kernels
 from fxquant import QuantConfig
 
 PROMPT, NEW, CACHE = 64, 128, 256
 FLOAT = "float32 Inductor"
 INT4 = QuantConfig(**INT4_GENERATE)
-CONFIGS: dict[str, QuantConfig] = {"fxquant int8dq": INT8, "fxquant int4dq": INT4}
+CONFIGS: dict[str, QuantConfig] = {
+    "fxquant int8dq": INT8,
+    "fxquant int8dq, small groups": INT8_FINE,
+    "fxquant int4dq": INT4,
+}
 RECIPES = {
     "fxquant int8dq": "int8 weights, int8 activations per token, the output layer too",
-    "fxquant int4dq": "int4 weights in groups of 32 by mse, int8 attention and output layer, int8 activations",
+    "fxquant int8dq, small groups": "int8 weights in groups of 32, int8 activations in groups of 16",
+    "fxquant int4dq": "int4 weights in groups of 32 by mse; attention, output layer and activations as in the row above",
 }
 # Tokens a second, in those of float.
-FLOORS = {"fxquant int8dq": 2.2, "fxquant int4dq": 2.7}
+FLOORS = {"fxquant int8dq": 2.2, "fxquant int8dq, small groups": 2.2, "fxquant int4dq": 2.7}
 # The largest relative error of logits: 4 bits in groups of 32 leave about 0.3.
-ERRORS = {"fxquant int8dq": 0.2, "fxquant int4dq": 0.5}
+ERRORS = {"fxquant int8dq": 0.2, "fxquant int8dq, small groups": 0.1, "fxquant int4dq": 0.5}
 Generate = Callable[[int], Tensor]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from benchmarks.peers.ours import FLOAT
 
 INT8, INT4, INT4_WEIGHTS, INT8_WEIGHTS = (f"fxquant {name}" for name in ("int8dq", "int4dq", "int4wo", "int8wo"))
-INT8_GROUPS, INT8_BFLOAT16 = "fxquant int8dq, groups", "fxquant int8dq, bfloat16"
+INT8_GROUPS, INT8_FINE, INT8_BFLOAT16 = (f"fxquant int8dq, {how}" for how in ("groups", "small groups", "bfloat16"))
 _NEAR = (FLOAT, INT8, INT8_WEIGHTS, "OpenVINO w8a8", "OpenVINO 8-bit weights", "ONNX Runtime int8", "torchao int8dq")
 _ACTIVATIONS = (FLOAT, INT8, "OpenVINO w8a8", "ONNX Runtime int8")
 _EAGER = ("Quanto int8, eager", "torch quantize_dynamic, eager")
@@ -24,8 +24,8 @@ TOOLS: dict[str, tuple[str, ...]] = {
     "minilm": (*_ACTIVATIONS, INT4, *_EAGER),
     "vit": (*_ACTIVATIONS, _EAGER[1]),
     "dit": (*_ACTIVATIONS, _EAGER[1]),
-    "smollm2-step": (FLOAT, INT8, INT4, *_EAGER, *_LLAMA),
-    "smollm2-prefill": (FLOAT, INT8, _EAGER[1], *_LLAMA),
+    "smollm2-step": (FLOAT, INT8, INT8_FINE, INT4, *_EAGER, *_LLAMA),
+    "smollm2-prefill": (FLOAT, INT8, INT8_FINE, _EAGER[1], *_LLAMA),
 }
 # On two threads: what the demands name.
 TWO_THREADS: dict[str, tuple[str, ...]] = {
@@ -33,8 +33,8 @@ TWO_THREADS: dict[str, tuple[str, ...]] = {
     "decoder-128": _MANY,
     "decoder-1024": _MANY,
     "minilm": (FLOAT, INT8),
-    "smollm2-step": (FLOAT, INT8, INT4, *_LLAMA),
-    "smollm2-prefill": (FLOAT, INT8, *_LLAMA),
+    "smollm2-step": (FLOAT, INT8, INT8_FINE, INT4, *_LLAMA),
+    "smollm2-prefill": (FLOAT, INT8, INT8_FINE, *_LLAMA),
 }
 
 

@@ -9,8 +9,8 @@ from benchmarks.harness import Outcome, judged_by
 from benchmarks.peers.ours import FLOAT, OURS
 
 Found = Mapping[str, Any]
-INT8, INT4 = "fxquant int8dq", ("fxquant int4dq", "fxquant int4wo")
-# Times of float32 Inductor, by model: int8dq, and the better of the 4-bit recipes.
+INT8, INT8_FINE, INT4 = "fxquant int8dq", "fxquant int8dq, small groups", ("fxquant int4dq", "fxquant int4wo")
+# Times of float32 Inductor, by model: int8dq in both granularities, and the better of the 4-bit recipes.
 FLOORS_INT8 = {
     "decoder-1": 3.0,
     "decoder-128": 3.0,
@@ -34,7 +34,7 @@ def check(outcome: Outcome, results: Mapping[tuple[str, int], Found]) -> None:
         times = {name: one[figure] for name, one in found["tools"].items() if "median" in one}
         where = f"{found['name']}, {threads} thread(s)"
         four = min((name for name in INT4 if name in times), key=times.__getitem__, default="")
-        for ours, floors in ((INT8, FLOORS_INT8), (four, FLOORS_INT4)):
+        for ours, floors in ((INT8, FLOORS_INT8), (INT8_FINE, FLOORS_INT8), (four, FLOORS_INT4)):
             if FLOAT in times and ours in times and key in floors:
                 outcome.at_least(f"{where}: {_named(found, ours)}, of float", times[FLOAT] / times[ours], floors[key])
         if key in BEST_PEER:
@@ -65,12 +65,13 @@ def _beats_peers(outcome: Outcome, where: str, found: Found, times: Mapping[str,
 
 
 def _beats_llama_cpp(outcome: Outcome, where: str, found: Found, times: Mapping[str, float], four: str | None) -> None:
-    """A step: 8 bits beside 8, 4 beside 4; prefill: int8dq beside the quicker of the two."""
+    """A step: 8 bits beside 8, 4 beside 4; prefill: 8 bits beside the quicker of the two."""
     q8, q4 = (f"llama.cpp {kind}" for kind in ("Q8_0", "Q4_0"))
-    pairs, floor = [(INT8, q8), (four, q4)], 1.1
+    pairs, floor = [(INT8, q8), (INT8_FINE, q8), (four, q4)], 1.1
     if found["key"] != "smollm2-step":
         both = [name for name in (q8, q4) if name in times]
-        pairs, floor = [(INT8, min(both, key=times.__getitem__, default=""))], 1.5
+        best = min(both, key=times.__getitem__, default="")
+        pairs, floor = [(INT8, best), (INT8_FINE, best)], 1.5
     for ours, peer in pairs:
         if ours in times and peer in times:
             what = f"{where}: {_named(found, ours)}, of {_named(found, peer)}"

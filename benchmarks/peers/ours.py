@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import fxquant
+from benchmarks.accuracy.recipes import INT8_GENERATE
 from benchmarks.peers.subjects import Subject
 from fxquant import QuantConfig, QuantizingBackend, cpu_kernels
 
@@ -57,6 +58,7 @@ def in_bfloat16(config: QuantConfig, subject: Subject, threads: int) -> Callable
 INT8 = QuantConfig(preset="int8dq")
 INT4 = QuantConfig(preset="int4dq", group_size=32, rules={"*lm_head": "int8dq"})
 INT8_GROUPS = QuantConfig("w=int8/group128 x=int8/group128")
+INT8_FINE = QuantConfig(**INT8_GENERATE)
 INT4_WEIGHTS = QuantConfig(preset="int4wo", rules={"*lm_head": "int8wo"})
 INT8_WEIGHTS = QuantConfig(preset="int8wo")
 
@@ -65,6 +67,7 @@ OURS: dict[str, Build] = {
     "fxquant int8dq": partial(quantized, INT8),
     "fxquant int8dq, bfloat16": partial(in_bfloat16, INT8),
     "fxquant int8dq, groups": partial(quantized, INT8_GROUPS),
+    "fxquant int8dq, small groups": partial(quantized, INT8_FINE),
     "fxquant int4dq": partial(quantized, INT4),
     "fxquant int4wo": partial(quantized, INT4_WEIGHTS),
     "fxquant int8wo": partial(quantized, INT8_WEIGHTS),
@@ -74,6 +77,7 @@ RECIPES = {
     "fxquant int8dq": "int8 weights, int8 activations per token",
     "fxquant int8dq, bfloat16": "the same; the model in bfloat16, called from C++ (wrapper='cpp')",
     "fxquant int8dq, groups": "int8 weights and int8 activations, both in groups of 128",
+    "fxquant int8dq, small groups": "int8 weights in groups of 32, int8 activations in groups of 16",
     "fxquant int4dq": "int4 weights in groups of 32, int8 activations per token, int8 head",
     "fxquant int4wo": "int4 weights in groups of 128, float activations, int8 head",
     "fxquant int8wo": "int8 weights, float activations",

@@ -148,8 +148,17 @@ struct Span {
 };
 
 template <class Isa>
+inline void read_span(const CodedWeight& w, int64_t panel, int64_t granule, Span& s) {
+    read_granule<Isa>(w, w.scale, panel, granule, s.scale);
+    if (w.scheme == Scheme::affine) {
+        alignas(64) float zero[kPanel];
+        read_granule<Isa>(w, w.zero, panel, granule, zero);
+        for (int64_t c = 0; c < kPanel; ++c) s.zero[c] = static_cast<int32_t>(zero[c]);
+    }
+}
+
+template <class Isa>
 Span span_of(const CodedDynamicProblem& p, int64_t panel, int64_t index, int64_t k0, int64_t k1) {
-    const CodedWeight& w = p.weight;
     const Piece& piece = p.pieces[index];
     Span s;
     const int64_t begin = piece.k0 > k0 ? piece.k0 : k0, end = piece.k1 < k1 ? piece.k1 : k1;
@@ -158,13 +167,7 @@ Span span_of(const CodedDynamicProblem& p, int64_t panel, int64_t index, int64_t
     s.index = index;
     s.begins = begin == piece.k0;
     s.ends = end == piece.k1;
-    if (!s.ends) return s;
-    read_granule<Isa>(w, w.scale, panel, piece.granule, s.scale);
-    if (w.scheme == Scheme::affine) {
-        alignas(64) float zero[kPanel];
-        read_granule<Isa>(w, w.zero, panel, piece.granule, zero);
-        for (int64_t c = 0; c < kPanel; ++c) s.zero[c] = static_cast<int32_t>(zero[c]);
-    }
+    if (s.ends) read_span<Isa>(p.weight, panel, piece.granule, s);
     return s;
 }
 
@@ -236,10 +239,17 @@ template <class Isa, int Bits, bool Affine, int R>
 void fused_spans(const CodedDynamicProblem& p, int64_t panel, int64_t row0, int64_t rows, float* y) {
     if (rows == R) {
         constexpr auto kCode = static_cast<int64_t>(sizeof(typename Isa::Code));
-        const uint8_t* blocks = p.weight.packed + layout_of(p.weight).offset(panel);
+        const CodedWeight& w = p.weight;
+        const uint8_t* blocks = w.packed + layout_of(w).offset(panel);
+        Span s;
         for (int64_t i = 0; i < p.count; ++i) {
             const Piece& piece = p.pieces[i];
-            const Span s = span_of<Isa>(p, panel, i, piece.k0, piece.k1);
+            if (i == 0 || piece.granule != p.pieces[i - 1].granule) {
+                read_span<Isa>(w, panel, piece.granule, s);
+                fetch_granule(w, w.scale, panel, piece.granule);
+                if (Affine) fetch_granule(w, w.zero, panel, piece.granule);
+            }
+            s.depth = quads(piece.k1 - piece.k0);
             Isa::template dot_planes<R, Bits, Affine>(s, static_cast<const char*>(p.codes) + row0 * p.code_stride + piece.k0 * kCode,
                                                       p.code_stride, blocks + piece.k0 / kBlock * Bits * kPanel,
                                                       p.rows.from(row0, i), y);

@@ -169,7 +169,7 @@ inline void read_granule(const CodedWeight& w, const Granules& from, int64_t pan
 
 // Fetches the numbers of a later granule, or of the next panel's: they come too seldom for the hardware to do it.
 inline void fetch_granule(const CodedWeight& w, const Granules& from, int64_t panel, int64_t granule) {
-    constexpr int64_t kGranulesAhead = 8;
+    constexpr int64_t kGranulesAhead = 16;
     if (from.rows != 0) return;
     const int64_t size = from.type == Stored::f32 ? 4 : from.type == Stored::bf16 ? 2 : 1;
     const auto* at = static_cast<const char*>(from.data) + (panel * w.granules + granule + kGranulesAhead) * kPanel * size;

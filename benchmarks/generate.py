@@ -37,7 +37,7 @@ CONFIGS: dict[str, QuantConfig] = {
 RECIPES = {
     "fxquant int8dq": "int8 weights, int8 activations per token, the output layer too",
     "fxquant int8dq, small groups": "int8 weights in groups of 32, int8 activations in groups of 16",
-    "fxquant int4dq": "int4 weights in groups of 32 by mse; attention, output layer and activations as in the row above",
+    "fxquant int4dq": "int4 weights in groups of 32 by mse; attention, output layer and activations as above",
 }
 # Tokens a second, in those of float.
 FLOORS = {"fxquant int8dq": 2.2, "fxquant int8dq, small groups": 2.2, "fxquant int4dq": 2.7}

@@ -90,7 +90,7 @@ def main(chosen: argparse.Namespace) -> int:
     recipes = RECIPES[:2] if chosen.quick else RECIPES
     for name in chosen.only:
         progress(name)
-        found = measure(name, recipes)
+        found = measure(name, recipes, chosen.executor)
         outcome.add(
             {"": TITLES[name], **{recipe: f"{one.sqnr:.1f}" for recipe, one in found.items()}},
             sqnr={recipe: one.sqnr for recipe, one in found.items()},
@@ -105,5 +105,6 @@ def main(chosen: argparse.Namespace) -> int:
 if __name__ == "__main__":
     parser = arguments(__doc__)
     parser.add_argument("--only", nargs="+", choices=TITLES, default=list(TITLES), help="these pipelines")
+    parser.add_argument("--executor", choices=("eager", "inductor"), default="eager", help="inductor takes half an hour")
     parser.add_argument("--write", type=Path, help="put the table into this page")
     sys.exit(main(parser.parse_args()))

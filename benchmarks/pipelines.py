@@ -105,6 +105,6 @@ def main(chosen: argparse.Namespace) -> int:
 if __name__ == "__main__":
     parser = arguments(__doc__)
     parser.add_argument("--only", nargs="+", choices=TITLES, default=list(TITLES), help="these pipelines")
-    parser.add_argument("--executor", choices=("eager", "inductor"), default="eager", help="inductor takes half an hour")
+    parser.add_argument("--executor", choices=("eager", "inductor"), default="eager", help="inductor: half an hour")
     parser.add_argument("--write", type=Path, help="put the table into this page")
     sys.exit(main(parser.parse_args()))

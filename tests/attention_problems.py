@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 U = 2.0**-24  # unit roundoff of float32
+TINY = 2.0**-126  # what is smaller is subnormal
 U_OUT = {torch.float32: U, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SUBNORMAL_OUT = {torch.float32: 2.0**-150, torch.bfloat16: 2.0**-134, torch.float16: 2.0**-25}  # half of the smallest
 KEY_BLOCK = 64
 
 # batch, heads, key heads, queries, keys, features of a key, of a value: the smallest, then one off the blocks of 64
@@ -89,7 +91,7 @@ def wide(o: Operands) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def attention64(
-    o: Operands, mask: Tensor | None = None, scale: float | None = None, causal: bool = False
+    o: Operands, mask: Tensor | None = None, scale: float | None = None, causal: bool = False, paired: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The answer in float64, [B, H, Q, E], and how far off it float32 arithmetic may be, to first order.
 
@@ -98,6 +100,11 @@ def attention64(
     product with log2(e), the constant, the polynomial (2 units, as Cephes says) and the scaling by 2^n. Each block of
     keys multiplies once more with such an exponential. The quotient of the two sums, of K and of as many blocks, is
     then off by what the weights of a row are off, on both sides of the fraction.
+
+    paired: bfloat16 operands multiplied two by two. A weight is off by another 2^-8, in the sum of values and in what
+    that is divided by: weight k moves the result by 2^-8 of value k's distance from it, and the quotient's second order
+    is at most 2^-7 of that. The division is two roundings. Subnormals among factors, sums and results count as 0, up to
+    two for each product.
     """
     query, key, value = wide(o)
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
@@ -115,20 +122,29 @@ def attention64(
     keys = scores.shape[-1]
     blocks = math.ceil(keys / KEY_BLOCK)
     off = (query.shape[-1] + 4) * U * magnitude + U * (scores.abs() + 3 * x.abs() * 2 + 8 * (1 + blocks))
-    off = torch.where(there, off, 0.0)
+    off = torch.where(there, off + (2 * query.shape[-1] + 1) * TINY * abs(factor) * paired, 0.0)
     row = (weights * off).sum(-1, keepdim=True)
     sums = (keys + blocks + 8) * U * 2
     bound = (weights * (off + row + sums)) @ value.abs()
     out = weights @ value
+    if paired:
+        moved = U_OUT[torch.bfloat16] * apart(weights, value, out)
+        bound = (bound + moved) * (1 + 2.0**-7) + U * out.abs() + (2 * keys + 2) * TINY
     floor = keys * math.exp(-87.0) * value.abs().amax((-2, -1), keepdim=True)  # smaller weights count as 0
-    return out, (bound + U_OUT[o.query.dtype] * out.abs() + floor) * (1 + 2.0**-10) + 2.0**-25 * (
-        o.query.dtype == torch.float16
-    )
+    off = bound + U_OUT[o.query.dtype] * out.abs() + floor
+    return out, off * (1 + 2.0**-10) + SUBNORMAL_OUT[o.query.dtype]
 
 
-def assert_right(got: Tensor, o: Operands, *how: object) -> None:
+def apart(weights: Tensor, value: Tensor, out: Tensor) -> Tensor:
+    """Each result's mean distance from the values that it is the mean of, by their weights."""
+    rows = zip(weights.flatten(0, 1), value.flatten(0, 1), out.flatten(0, 1), strict=True)
+    distances = [(w.unsqueeze(-1) * (v - y.unsqueeze(1)).abs()).sum(1) for w, v, y in rows]
+    return torch.stack(distances).reshape(out.shape) if distances else torch.zeros_like(out)
+
+
+def assert_right(got: Tensor, o: Operands, *how: object, paired: bool = False) -> None:
     """got is the attention of the operands, within the bound; how: mask, scale, causal."""
-    want, bound = attention64(o, *how)  # pyright: ignore[reportArgumentType]
+    want, bound = attention64(o, *how, paired=paired)  # pyright: ignore[reportArgumentType]
     assert (got.dtype, got.shape) == (o.query.dtype, want.shape)
     error = (got.double() - want).abs()
     bad = ~(error <= bound)

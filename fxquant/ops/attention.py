@@ -3,6 +3,11 @@
 Computed in float32 and rounded once, to query's dtype. The CPU kernel goes over the keys once (FlashAttention, Dao et
 al. 2022, arXiv:2205.14135; the running maximum and sum: Milakov and Gimelshein 2018, arXiv:1805.02867), so that its
 sums are in another order than the reference's. What a mask leaves out for a whole block of queries it does not read.
+
+Where a CPU multiplies pairs of bfloat16 (AVX512-BF16) the kernel does so with operands of that dtype: their products
+are exact, the sums float32. The weights are rounded to bfloat16, as torch's own kernel does, and divided by the sum of
+what was rounded; subnormals count as 0. Of bfloat16 the bits thus depend on the CPU; for no dtype do they depend on the
+number of threads, or on the other queries.
 """
 
 from __future__ import annotations

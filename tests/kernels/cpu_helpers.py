@@ -55,6 +55,12 @@ def need_isa(isa: int) -> int:
     return isa
 
 
+def pairs(isa: int, dtype: torch.dtype) -> bool:
+    """Whether attention multiplies pairs of bfloat16, and rounds its weights to it."""
+    able = torch.cpu.get_capabilities()
+    return dtype == torch.bfloat16 and isa in (0, 3) and bool(able.get("avx512_vnni") and able.get("avx512_bf16"))
+
+
 @dataclass(frozen=True)
 class Problem:
     """A quantized linear: weight codes int8 [N, K], scale [N, 1], bias [N], and its packed form."""

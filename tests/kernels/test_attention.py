@@ -9,8 +9,17 @@ import torch
 from torch import Tensor
 
 from fxquant.ops import reference
-from tests.attention_problems import DTYPES, MASKS, SHAPES, Operands, assert_right, generator, mask_of, operands
-from tests.kernels.cpu_helpers import assert_equal
+from tests.attention_problems import (
+    DTYPES,
+    MASKS,
+    SHAPES,
+    Operands,
+    assert_right,
+    generator,
+    mask_of,
+    operands,
+)
+from tests.kernels.cpu_helpers import assert_equal, pairs
 
 attention = torch.ops.fxquant.attention
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -37,11 +46,12 @@ def test_where_one_key_is_left_its_value_comes_out_bit_for_bit(
     assert_equal(attention(*o.all, torch.where(mask, 0.0, -math.inf), isa=isa), want)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("keys", [1, 2, 16, 64, 128, 256])
-def test_equal_scores_give_the_mean_exactly(isa: int, keys: int) -> None:
-    o = operands((1, 4, 2, 9, keys, 8, 20))
-    value = torch.randint(-1000, 1000, o.value.shape, generator=generator(2)).float()
-    want = value.mean(2, keepdim=True).repeat_interleave(2, 1).expand(1, 4, 9, 20)
+def test_equal_scores_give_the_mean_exactly(isa: int, keys: int, dtype: torch.dtype) -> None:
+    o = operands((1, 4, 2, 9, keys, 8, 20), dtype)
+    value = torch.randint(-255, 256, o.value.shape, generator=generator(2)).to(dtype)
+    want = value.float().mean(2, keepdim=True).repeat_interleave(2, 1).expand(1, 4, 9, 20).to(dtype)
     assert_equal(attention(torch.zeros_like(o.query), o.key, value, isa=isa), want)
     lowest = torch.full((9, keys), torch.finfo(torch.float32).min)  # it swallows the scores
     assert_equal(attention(o.query, o.key, value, lowest, isa=isa), want)
@@ -54,13 +64,15 @@ def test_within_the_bound(isa: int, shape: tuple[int, ...], kind: str, dtype: to
     o = operands(shape, dtype)
     mask = mask_of(kind, o)
     for causal in (False, True):
-        assert_right(attention(*o.all, mask, None, causal, isa), o, mask, None, causal)
+        got = attention(*o.all, mask, None, causal, isa)
+        assert_right(got, o, mask, None, causal, paired=pairs(isa, dtype))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("scale", [0.0, 1.0, -0.3, 40.0])
-def test_any_scale(isa: int, scale: float) -> None:
-    o = operands(MIDDLE)
-    assert_right(attention(*o.all, None, scale, isa=isa), o, None, scale)
+def test_any_scale(isa: int, scale: float, dtype: torch.dtype) -> None:
+    o = operands(MIDDLE, dtype)
+    assert_right(attention(*o.all, None, scale, isa=isa), o, None, scale, paired=pairs(isa, dtype))
 
 
 def test_the_exponential_at_every_distance(isa: int) -> None:
@@ -83,18 +95,32 @@ def test_a_causal_mask_is_the_causal_flag_bit_for_bit(isa: int) -> None:
     assert_equal(attention(*o.all, torch.where(mask, 0.0, -math.inf), isa=isa), want)
 
 
-def test_shared_heads_are_repeated_heads_bit_for_bit(isa: int) -> None:
-    o = operands((2, 6, 2, 50, 90, 32, 32))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_no_query_depends_on_the_others(isa: int, dtype: torch.dtype) -> None:
+    o = operands((2, 4, 2, 150, 150, 24, 40), dtype)
+    mask = mask_of("causal", o)
+    assert mask is not None
+    want = attention(*o.all, mask, isa=isa)
+    for some in (slice(0, 1), slice(70, 73), slice(140, 150)):
+        assert_equal(attention(o.query[:1, :, some], o.key[:1], o.value[:1], mask[some], isa=isa), want[:1, :, some])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_shared_heads_are_repeated_heads_bit_for_bit(isa: int, dtype: torch.dtype) -> None:
+    o = operands((2, 6, 2, 50, 90, 32, 32), dtype)
     mask = mask_of("shared", o)
     key, value = (x.repeat_interleave(3, 1) for x in (o.key, o.value))
     assert_equal(attention(*o.all, mask, isa=isa), attention(o.query, key, value, mask, isa=isa))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     "shape", [(1, 2, 1, 300, 300, 64, 64), (3, 12, 4, 64, 100, 32, 32), (1, 9, 3, 1, 4000, 64, 64)]
 )
-def test_no_result_depends_on_the_number_of_threads(isa: int, threads: None, shape: tuple[int, ...]) -> None:
-    o = operands(shape)
+def test_no_result_depends_on_the_number_of_threads(
+    isa: int, threads: None, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    o = operands(shape, dtype)
     results = []
     for count in (1, 2, 3):
         torch.set_num_threads(count)
@@ -158,9 +184,10 @@ def test_nothing_to_do(isa: int, shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(attention(*o.all, isa=isa), reference.attention(*o.all))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_stays_where_it_belongs(isa: int, bad: float) -> None:
-    o = operands(MIDDLE)
+def test_what_is_not_finite_stays_where_it_belongs(isa: int, bad: float, dtype: torch.dtype) -> None:
+    o = operands(MIDDLE, dtype)
     clean = attention(*o.all, isa=isa)
     query = o.query.clone()
     query[0, 1, 20, 3] = bad
@@ -183,6 +210,17 @@ def test_a_block_that_no_query_reads_may_hold_anything(isa: int) -> None:
     want = attention(*o.all, mask, isa=isa)
     for x in (o.key, o.value):
         x[:, :, 128:] = math.nan
+    assert_equal(attention(*o.all, mask, isa=isa), want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("left", [97, 98, 101])
+def test_keys_behind_the_last_one_left_may_hold_anything(isa: int, left: int, dtype: torch.dtype) -> None:
+    o = operands((1, 6, 2, 1, 128, 16, 16), dtype)
+    mask = torch.arange(128).view(1, 1, 1, -1) < left
+    want = attention(*o.all, mask, isa=isa)
+    for x in (o.key, o.value):
+        x[:, :, left:] = math.nan
     assert_equal(attention(*o.all, mask, isa=isa), want)
 
 

@@ -11,8 +11,19 @@ namespace {
 
 constexpr const char* kOp = "attention";
 
-// Rows of one task, queries times heads of a group: as many as make transposing the keys for each task a small part of it.
-constexpr int64_t kTaskRows = 128;
+// Rows of one task, queries times heads of a group. Each task lays out the keys and values that it reads: as many rows as fit into
+// the L2 cache with their sums, but rather kLeastRows than fewer tasks than kManyTasks.
+constexpr int64_t kLeastRows = 128, kMostRows = 512, kTaskFloats = int64_t{1} << 16, kManyTasks = 32;
+
+// Queries of a task.
+int64_t queries_of_task(const AttentionProblem& p, int64_t batch) {
+    const int64_t rows = p.queries * (p.heads / p.key_heads), key_heads = batch * p.key_heads;
+    const int64_t fitting = kTaskFloats / std::max<int64_t>(p.width + p.value_width, 1);
+    const int64_t most = std::min(kMostRows, std::max(kLeastRows, fitting));
+    const auto pieces = [](int64_t n, int64_t size) { return (n + size - 1) / size; };
+    const int64_t wanted = std::min(pieces(kManyTasks, key_heads), pieces(rows, kLeastRows));
+    return pieces(p.queries, std::max(wanted, pieces(rows, most)));
+}
 
 Tensor last_contiguous(const Tensor& t) {
     const auto sizes = t.sizes(), strides = t.strides();
@@ -60,8 +71,7 @@ Tensor output(int64_t batch, int64_t heads, int64_t queries, int64_t width, Scal
 
 void run(const Kernels& kernels, const AttentionProblem& p, int64_t batch) {
     const int64_t group = p.heads / p.key_heads;
-    const int64_t blocks = (p.queries * group + kTaskRows - 1) / kTaskRows;
-    const int64_t step = (p.queries + blocks - 1) / blocks, pieces = (p.queries + step - 1) / step;
+    const int64_t step = queries_of_task(p, batch), pieces = (p.queries + step - 1) / step;
     const double products = static_cast<double>(batch * p.heads * p.queries) * static_cast<double>(p.keys * (p.width + p.value_width));
     split(batch * p.key_heads * pieces, products / kernels.float_products < kSerialTime, [&](int64_t begin, int64_t end) {
         void* room = scratch(attention_room(step * group, p.width, p.value_width) * static_cast<int64_t>(sizeof(float)));

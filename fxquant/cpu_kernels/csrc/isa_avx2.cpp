@@ -36,6 +36,8 @@ struct Avx2 : Vectors<8> {
     static constexpr bool kTogglesBits = false;
     static constexpr bool kRaisesCodes = true;
     static constexpr bool kDotsFeatures = false;
+    static constexpr bool kAddsPairs = false;
+    static constexpr bool kTestsBytes = false;
 
     static F fma(F a, F b, F c) { return bits<F>(_mm256_fmadd_ps(bits<__m256>(a), bits<__m256>(b), bits<__m256>(c))); }
     // Byte i of each lane, in its top byte.

@@ -2,6 +2,7 @@
 #include "kernels.h"
 
 #if defined(__AVX512VNNI__)
+#include <cpuid.h>
 #include <immintrin.h>
 
 #include <cstring>
@@ -52,6 +53,38 @@ struct Avx512Vnni : Vectors<16> {
     static void store_half(void* to, F v) {
         store(to, _mm512_cvtps_ph(bits<__m512>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
     }
+
+    static constexpr bool kTestsBytes = true;
+    static uint64_t bits_of_bytes(const uint8_t* bytes, int64_t count) {  // a bit for each that is not 0; count <= 64
+        const __mmask64 there = count < 64 ? (uint64_t{1} << count) - 1 : ~uint64_t{0};
+        const __m512i held = _mm512_maskz_loadu_epi8(there, bytes);
+        return _mm512_test_epi8_mask(held, held);
+    }
+
+#if defined(__clang__) || __GNUC__ >= 11  // an assembler that knows them stands beside them
+    static constexpr bool kAddsPairs = true;
+    // Whether there is AVX512-BF16.
+    static bool adds_pairs() {
+        static const bool has = [] {
+            unsigned a = 0, b = 0, c = 0, d = 0;
+            return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 5 & 1) != 0;
+        }();
+        return has;
+    }
+    // sum + the products of both bfloat16 of each lane. Subnormals count as 0, and become it.
+    static F add_pairs(F sum, F a, F b) {
+        asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+        return sum;
+    }
+    // Rounded to bfloat16, to nearest even: lanes 2i and 2i + 1 of `low`, then `high`, are pair i.
+    static F pair(F low, F high) {
+        F pairs;
+        asm("vcvtne2ps2bf16 %2, %1, %0" : "=v"(pairs) : "v"(high), "v"(low));
+        return pairs;
+    }
+#else
+    static constexpr bool kAddsPairs = false;
+#endif
 
     // Values of 64 patterns: those in even and in odd bytes are looked up as bfloat16 in tables of 32 or 64, then widened.
     template <int Bits>

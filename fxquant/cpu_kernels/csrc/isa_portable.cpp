@@ -52,6 +52,8 @@ struct Portable : Vectors<4> {
     static constexpr bool kScalesSums = false;
     static constexpr bool kTogglesBits = false;
     static constexpr bool kDotsFeatures = false;
+    static constexpr bool kAddsPairs = false;
+    static constexpr bool kTestsBytes = false;
 
     static F fma(F a, F b, F c) { return a * b + c; }
     static F load_half(const void* from) {

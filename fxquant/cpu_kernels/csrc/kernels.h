@@ -315,7 +315,7 @@ struct AttentionProblem {
 // Floats that a task of so many rows takes for itself.
 constexpr int64_t attention_room(int64_t rows, int64_t width, int64_t value_width) {
     const int64_t k = round_up(width, 16), v = round_up(value_width, 16);
-    return rows * (k + v + 8) + kKeyBlock * (k + (k > v ? k : v) + 16) + 128;
+    return rows * (k + v + 19) + kKeyBlock * (k + (k > v ? k : v) + 16) + 256;
 }
 
 // ---- end of attention

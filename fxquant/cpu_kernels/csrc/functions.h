@@ -1,25 +1,36 @@
 // Activation functions of vectors of floats. No fused multiply-add: all instruction sets give the same bits.
 // Included into each isa_*.cpp inside an anonymous namespace, after vectors.h and quantize.h.
 
-// e^x, to 2 units in the last place up to e^88.3, then infinity; never below e^-87.3. NaN of NaN.
-template <class Isa>
-inline typename Isa::F exponential(typename Isa::F x) {
+// e^x, to 2 units in the last place up to e^88.3, then infinity; never below e^-87.3. NaN of NaN. N vectors side by side: each
+// is one long chain of operations, and a processor looks ahead over a few vectors' at most.
+template <class Isa, int N>
+inline void exponentials(typename Isa::F (&x)[N]) {
     using F = typename Isa::F;
     using I = typename Isa::I;
     constexpr float kLog2E = 0x1.715476p0f, kLn2High = 0x1.63p-1f, kLn2Low = -0x1.bd0106p-13f;
-    const F top = F{} + 88.8f, bottom = F{} - 87.3f;
-    x = x > top ? top : x;  // NaN is neither above nor below
-    x = x < bottom ? bottom : x;
-    const I n = nearest_integers<Isa>(x * kLog2E);
-    const F whole = __builtin_convertvector(n, F);
-    const F r = (x - whole * kLn2High) - whole * kLn2Low;  // the first product is exact: kLn2High has 9 bits
-    F p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + (r + 1.0f);
-    return p * bits<F>((n + 127) << 23);  // n is at most 128, whose bits are infinity's
+    constexpr float kMagic = 12582912.0f;  // see nearest_integers
+    constexpr float kTerms[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
+    F raised[N], r[N], p[N];
+    FXQUANT_UNROLL for (int i = 0; i < N; ++i) x[i] = Isa::greatest(F{} - 87.3f, Isa::least(F{} + 88.8f, x[i]));  // NaN stays
+    FXQUANT_UNROLL for (int i = 0; i < N; ++i) raised[i] = x[i] * kLog2E + kMagic;
+    FXQUANT_UNROLL for (int i = 0; i < N; ++i) {
+        const F whole = raised[i] - kMagic;
+        r[i] = (x[i] - whole * kLn2High) - whole * kLn2Low;  // the first product is exact: kLn2High has 9 bits
+    }
+    FXQUANT_UNROLL for (int i = 0; i < N; ++i) p[i] = F{} + 1.9875691500e-4f;
+    FXQUANT_UNROLL for (int n = 0; n < 5; ++n) {
+        FXQUANT_UNROLL for (int i = 0; i < N; ++i) p[i] = p[i] * r[i] + kTerms[n];
+    }
+    FXQUANT_UNROLL for (int i = 0; i < N; ++i) p[i] = p[i] * (r[i] * r[i]) + (r[i] + 1.0f);
+    // The last bits of `raised` are the whole number, at most 128, whose power of 2 has infinity's bits.
+    FXQUANT_UNROLL for (int i = 0; i < N; ++i) x[i] = p[i] * bits<F>((bits<I>(raised[i]) + 127) << 23);
+}
+
+template <class Isa>
+inline typename Isa::F exponential(typename Isa::F x) {
+    typename Isa::F one[1] = {x};
+    exponentials<Isa, 1>(one);
+    return one[0];
 }
 
 // The error function, to 4 units of 2^-24: a quotient of polynomials as in XLA (erf32), 1 beyond its range.
@@ -42,21 +53,30 @@ inline typename Isa::F error_function(typename Isa::F x) {
     return x > end ? one : x < -end ? -one : inside;
 }
 
+// x = activation(x)
+template <class Isa, Activation A, int N>
+inline void activate_vectors(typename Isa::F (&x)[N]) {
+    using F = typename Isa::F;
+    F e[N];
+    FXQUANT_UNROLL for (int i = 0; i < N; ++i) {
+        if constexpr (A == Activation::relu) x[i] = x[i] < F{} ? F{} : x[i];
+        if constexpr (A == Activation::gelu) x[i] = x[i] * 0.5f * (error_function<Isa>(x[i] * 0.70710678f) + 1.0f);
+        if constexpr (A == Activation::silu) e[i] = -x[i];
+        if constexpr (A == Activation::gelu_tanh) e[i] = (x[i] * x[i] * x[i] * 0.044715f + x[i]) * 0.79788456f * 2.0f;
+    }
+    if constexpr (A != Activation::silu && A != Activation::gelu_tanh) return;
+    exponentials<Isa, N>(e);
+    FXQUANT_UNROLL for (int i = 0; i < N; ++i) {
+        if constexpr (A == Activation::silu) x[i] = x[i] / (e[i] + 1.0f);
+        if constexpr (A == Activation::gelu_tanh) x[i] = x[i] * 0.5f * (2.0f - 2.0f / (e[i] + 1.0f));
+    }
+}
+
 template <class Isa, Activation A>
 inline typename Isa::F activate(typename Isa::F x) {
-    using F = typename Isa::F;
-    if constexpr (A == Activation::relu) {
-        return x < F{} ? F{} : x;
-    } else if constexpr (A == Activation::silu) {
-        return x / (exponential<Isa>(-x) + 1.0f);
-    } else if constexpr (A == Activation::gelu) {
-        return x * 0.5f * (error_function<Isa>(x * 0.70710678f) + 1.0f);
-    } else if constexpr (A == Activation::gelu_tanh) {
-        const F inner = (x * x * x * 0.044715f + x) * 0.79788456f;
-        return x * 0.5f * (2.0f - 2.0f / (exponential<Isa>(inner * 2.0f) + 1.0f));
-    } else {
-        return x;
-    }
+    typename Isa::F one[1] = {x};
+    activate_vectors<Isa, A, 1>(one);
+    return one[0];
 }
 
 // body(integral constant of the activation)

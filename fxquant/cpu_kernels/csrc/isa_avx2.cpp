@@ -167,6 +167,7 @@ struct Avx2 : Vectors<8> {
 };
 
 #include "attention.h"
+#include "finish.h"
 #include "products.h"
 #include "fused.h"
 #include "granules.h"

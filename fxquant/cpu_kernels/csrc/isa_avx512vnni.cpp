@@ -44,6 +44,19 @@ struct Avx512Vnni : Vectors<16> {
         asm("" : "+v"(kept));  // GCC would make it one again
         return bits<U>(_mm512_or_si512(kept, _mm512_set1_epi32(static_cast<int32_t>(other))));
     }
+    static F least(F a, F b) { return bits<F>(_mm512_min_ps(bits<__m512>(a), bits<__m512>(b))); }
+    static F greatest(F a, F b) { return bits<F>(_mm512_max_ps(bits<__m512>(a), bits<__m512>(b))); }
+    static constexpr bool kStoresUpper = true;
+    static void store_upper(void* to, U a, U b) {
+        alignas(64) static constexpr uint16_t kUpper[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+                                                            33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+        store(to, _mm512_permutex2var_epi16(bits<__m512i>(a), load<__m512i>(kUpper), bits<__m512i>(b)));
+    }
+    static constexpr bool kTakesBytes = true;
+    template <class To>
+    static To last_bytes(I v) {
+        return bits<To>(_mm512_cvtepi32_epi8(bits<__m512i>(v)));
+    }
     static constexpr bool kTogglesBits = true;
     static U toggle(U x, uint32_t mask, uint32_t other) {  // (x & mask) ^ other
         return bits<U>(_mm512_ternarylogic_epi32(bits<__m512i>(x), _mm512_set1_epi32(static_cast<int32_t>(mask)),
@@ -395,6 +408,7 @@ struct Avx512Vnni : Vectors<16> {
 };
 
 #include "attention.h"
+#include "finish.h"
 #include "products.h"
 #include "fused.h"
 #include "granules.h"

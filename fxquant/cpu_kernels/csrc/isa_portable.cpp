@@ -104,6 +104,7 @@ struct Portable : Vectors<4> {
 };
 
 #include "attention.h"
+#include "finish.h"
 #include "products.h"
 #include "fused.h"
 #include "granules.h"

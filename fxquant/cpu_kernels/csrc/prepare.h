@@ -34,15 +34,15 @@ inline float sum_of(const char* row, int64_t width, Term term) {
 }
 
 // made: room for whole vectors behind the last value.
-template <class Isa, Float T>
+template <class Isa, Float T, bool Centered>
 void normalize(const Before& before, const char* row, int64_t width, char* made) {
     using F = typename Isa::F;
     const auto n = static_cast<float>(width);
     float mean = 0.0f;
-    if (before.kind == Before::Kind::layernorm) mean = sum_of<Isa, T>(row, width, [](F v, int64_t) { return v; }) / n;
+    if constexpr (Centered) mean = sum_of<Isa, T>(row, width, [](F v, int64_t) { return v; }) / n;
     const int64_t whole = width / Isa::kWidth * Isa::kWidth;
     const float squares = sum_of<Isa, T>(row, width, [&](F v, int64_t k) {
-        F d = v - mean;
+        F d = Centered ? v - mean : v;
         if (k >= whole) {  // the zeros behind the end are no values
             for (int64_t i = width - k; i < Isa::kWidth; ++i) d[i] = 0.0f;
         }
@@ -50,7 +50,7 @@ void normalize(const Before& before, const char* row, int64_t width, char* made)
     });
     const float factor = 1.0f / __builtin_sqrtf(squares / n + before.eps);
     for_values<Isa, T>(row, width, [&](F v, int64_t k) {
-        F y = (v - mean) * factor;
+        F y = (Centered ? v - mean : v) * factor;
         if (before.weight != nullptr) y = y * load<F>(before.weight + k);
         if (before.bias != nullptr) y = y + load<F>(before.bias + k);
         store_float<Isa, T>(made + k * size_of(T), y);
@@ -72,7 +72,8 @@ void gate(const Before& before, const char* row, const char* other, int64_t widt
 template <class Isa, Float T>
 void prepare_of(const Before& before, const Rows& x, int64_t row, char* made) {
     const char* from = static_cast<const char*>(x.data) + row * x.stride * size_of(T);
-    if (before.kind != Before::Kind::gate) return normalize<Isa, T>(before, from, x.width, made);
+    if (before.kind == Before::Kind::rmsnorm) return normalize<Isa, T, false>(before, from, x.width, made);
+    if (before.kind == Before::Kind::layernorm) return normalize<Isa, T, true>(before, from, x.width, made);
     const Rows& other = before.other;
     gate<Isa, T>(before, from, static_cast<const char*>(other.data) + row * other.stride * size_of(T), x.width, made);
 }

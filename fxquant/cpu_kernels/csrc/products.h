@@ -1,80 +1,6 @@
 // The two products, one task at a time: int8 x int8 with int32 sums, and float32 x int8 with float32 sums.
 // Included into each isa_*.cpp inside an anonymous namespace, after vectors.h.
 
-// What the 64 columns of one panel need at the end. A part-filled panel gets padded copies, so that the
-// epilogue always works on whole vectors.
-struct Columns {
-    int64_t first;
-    int64_t count;
-    const float* scale;
-    const float* bias;
-    After after;
-    alignas(64) float scale_copy[kPanel];
-    alignas(64) float bias_copy[kPanel];
-
-    Columns(const Weight& w, int64_t panel) : first(panel * kPanel), after(w.after) {
-        count = w.out_features - first < kPanel ? w.out_features - first : kPanel;
-        scale = w.scale == nullptr ? nullptr : padded(w.scale + first, scale_copy);
-        bias = w.bias == nullptr ? nullptr : padded(w.bias + first, bias_copy);
-    }
-
-    const float* padded(const float* from, float* copy) const {
-        if (count == kPanel) return from;
-        for (int64_t i = 0; i < kPanel; ++i) copy[i] = i < count ? from[i] : 0.0f;
-        return copy;
-    }
-};
-
-// One finished row of 64 columns: y = value(column) * factor(column) [+ bias], then what `after` says, rounded once to T. at:
-// bytes from the first row's first column to this one's. by: what after.factor has for the row.
-template <class Isa, Float T, class Value, class Factor>
-inline void finish_row(const Columns& columns, Value value, Factor factor, const float* by, char* out, int64_t at) {
-    constexpr int W = Isa::kWidth;
-    const After& after = columns.after;
-    alignas(64) char partial[kPanel * 4];
-    out += at;
-    char* to = columns.count == kPanel ? out : partial;
-    if (after.activation != Activation::none || after.residual != nullptr) {
-        alignas(64) float y[kPanel];
-        for (int64_t c = 0; c < kPanel; c += W) {
-            typename Isa::F v = value(c) * factor(c);
-            if (columns.bias != nullptr) v = v + load<typename Isa::F>(columns.bias + c);
-            if (by != nullptr) v = v * load<typename Isa::F>(by + c);
-            store(y + c, v);
-        }
-        const auto* residual = static_cast<const char*>(after.residual);
-        follow<Isa, T>(after.activation, residual == nullptr ? nullptr : residual + at, columns.count, y);
-        for (int64_t c = 0; c < kPanel; c += W) store_float<Isa, T>(to + c * size_of(T), load<typename Isa::F>(y + c));
-        if (to == partial) std::memcpy(out, partial, columns.count * size_of(T));
-        return;
-    }
-    for (int64_t c = 0; c < kPanel; c += W) {
-        typename Isa::F y = value(c) * factor(c);
-        if (columns.bias != nullptr) y = y + load<typename Isa::F>(columns.bias + c);
-        if (by != nullptr) y = y * load<typename Isa::F>(by + c);
-        store_float<Isa, T>(to + c * size_of(T), y);
-    }
-    if (to == partial) std::memcpy(out, partial, columns.count * size_of(T));
-}
-
-template <class Isa, class Value, class Factor>
-inline void finish(const Columns& columns, Value value, Factor factor, void* out, Float type, int64_t row, int64_t width) {
-    char* to = static_cast<char*>(out);
-    const Place& place = columns.after.place;
-    if (place.width != 0) width = place.width;
-    const int64_t at = ((row - place.row0) * width + columns.first - place.column0) * size_of(type);
-    const float* by = columns.after.factor == nullptr ? nullptr : columns.after.factor + (row - columns.after.factor_row0) * kPanel;
-    if (columns.after.residual != nullptr) {  // rows far apart, which no hardware fetches ahead: those of the next group
-        const char* ahead = static_cast<const char*>(columns.after.residual) + at + Isa::kTall * width * size_of(type);
-        for (int64_t line = 0; line < kPanel * size_of(type); line += 64) __builtin_prefetch(ahead + line);
-    }
-    switch (type) {
-        case Float::f32: return finish_row<Isa, Float::f32>(columns, value, factor, by, to, at);
-        case Float::bf16: return finish_row<Isa, Float::bf16>(columns, value, factor, by, to, at);
-        case Float::f16: return finish_row<Isa, Float::f16>(columns, value, factor, by, to, at);
-    }
-}
-
 // Rows r0 <= r < r1 in groups of at most Isa's tile height, as equal as they come: 7 rows are 4 + 3, not 6 + 1.
 template <class Body>
 inline void for_groups(int64_t r0, int64_t r1, int64_t tallest, Body body) {
@@ -196,18 +122,7 @@ void int8_product(const Int8Problem& p, const Task& t) {
             const int8_t* fetch = next == nullptr ? nullptr : next + (g < 3 ? g : 3) * fetch_step;
             dot<Isa>(height, a, p.code_stride, codes_of_b, q1 - q0, sums, piece > 0, fetch);
             if (!last) return;
-            for (int64_t r = 0; r < height; ++r) {
-                const int32_t* sum = sums + r * kPanel;
-                const float x_scale = p.x_scale[row + r];
-                finish<Isa>(
-                    columns,
-                    [&](int64_t c) {
-                        return __builtin_convertvector(bits<I>(load<typename Isa::U>(sum + c) - load<typename Isa::U>(shift + c)),
-                                                       typename Isa::F);
-                    },
-                    [&](int64_t c) { return load<typename Isa::F>(columns.scale + c) * x_scale; }, p.out, p.out_type, row + r,
-                    p.weight.out_features);
-            }
+            finish_group<Isa>(columns, {sums, shift, p.x_scale + row, height}, p.out, p.out_type, row, p.weight.out_features);
         });
     }
 }

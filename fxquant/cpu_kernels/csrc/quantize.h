@@ -36,6 +36,16 @@ uint32_t amax_bits(const char* row, int64_t width) {
     constexpr int W = Isa::kWidth;
     I best = I{};
     int64_t k = 0;
+    if constexpr (T == Float::bf16) {  // so do those of bfloat16, which are not widened for it
+        using D = typename Isa::D;
+        D most = D{};
+        for (; k + 2 * W <= width; k += 2 * W) {
+            const D v = load<D>(row + k * size_of(T)) & int16_t{0x7fff};
+            most = v > most ? v : most;
+        }
+        const I low = bits<I>(most) << 16, high = bits<I>(most) & 0x7fff0000;
+        best = low > high ? low : high;
+    }
     for (; k + W <= width; k += W) {
         const I v = bits<I>(load_float<Isa, T>(row + k * size_of(T))) & 0x7fffffff;
         best = v > best ? v : best;
@@ -54,11 +64,16 @@ inline typename Isa::I nearest_integers(typename Isa::F v) {
     return bits<typename Isa::I>(v + kMagic) - 0x4b400000;
 }
 
-// Codes of values whose largest gave the factor. No clamp is needed: amax * (127 / amax) is at most 127 (1 + u)^2, which
-// rounds to 127.
-template <class Isa>
-inline typename Isa::I round_codes(typename Isa::F x, float factor) {
-    return nearest_integers<Isa>(x * factor);  // two roundings: the files are built with -ffp-contract=off
+// Codes of values whose largest gave the factor, each plus Offset, as what they are kept in. No clamp is needed: amax * (127 /
+// amax) is at most 127 (1 + u)^2, which rounds to 127. Two roundings: the files are built with -ffp-contract=off.
+template <class Isa, class CodeVector, int Offset>
+inline CodeVector narrow_codes(typename Isa::F x, float factor) {
+    using I = typename Isa::I;
+    static_assert(Offset % 2 == 0, "an odd one would turn ties the other way");
+    constexpr float kMagic = 12582912.0f + Offset;  // see nearest_integers
+    const auto last = bits<I>(x * factor + kMagic);  // its last bits are the code
+    if constexpr (Isa::kTakesBytes && sizeof(CodeVector) == Isa::kWidth) return Isa::template last_bytes<CodeVector>(last);
+    return __builtin_convertvector(last - 0x4b400000, CodeVector);  // as it stands, GCC 12 would convert it lane by lane
 }
 
 // Codes of any values: what is beyond the range saturates; NaN too, to some code.
@@ -70,19 +85,17 @@ inline typename Isa::I saturated_codes(typename Isa::F x, float factor) {
     return nearest_integers<Isa>(below > bottom ? below : bottom);
 }
 
-// One row of T into codes: code_of(vector of values), each plus Offset. Padded: whole vectors may be written past the row's end.
-template <class Isa, Float T, class CodeVector, int Offset, bool Padded, class CodeOf>
+// One row of T into codes: code_of(vector of values). Padded: whole vectors may be written past the row's end.
+template <class Isa, Float T, class CodeVector, bool Padded, class CodeOf>
 inline void store_codes(const char* row, int64_t width, char* codes, CodeOf code_of) {
     constexpr int W = Isa::kWidth;
     constexpr int64_t kCode = sizeof(CodeVector) / W;
     int64_t k = 0;
     for (; k + W <= width; k += W) {
-        const auto code = code_of(load_float<Isa, T>(row + k * size_of(T))) + Offset;
-        store(codes + k * kCode, __builtin_convertvector(code, CodeVector));
+        store(codes + k * kCode, CodeVector(code_of(load_float<Isa, T>(row + k * size_of(T)))));
     }
     if (k < width) {
-        const auto code = code_of(load_tail<Isa, T>(row + k * size_of(T), width - k)) + Offset;
-        const CodeVector narrow = __builtin_convertvector(code, CodeVector);
+        const CodeVector narrow = code_of(load_tail<Isa, T>(row + k * size_of(T), width - k));
         std::memcpy(codes + k * kCode, &narrow, Padded ? sizeof(narrow) : (width - k) * kCode);
     }
 }
@@ -101,8 +114,8 @@ float quantize_row(const char* row, int64_t width, char* codes) {
         }
         return s.scale;
     }
-    store_codes<Isa, T, CodeVector, Offset, Padded>(row, width, codes,
-                                                    [&](typename Isa::F v) { return round_codes<Isa>(v, s.factor); });
+    store_codes<Isa, T, CodeVector, Padded>(row, width, codes,
+                                            [&](typename Isa::F v) { return narrow_codes<Isa, CodeVector, Offset>(v, s.factor); });
     return s.scale;
 }
 
@@ -112,10 +125,10 @@ template <class Isa, Float T>
 uint32_t quantize_row_by(const char* row, int64_t width, float factor, char* codes) {
     using I = typename Isa::I;
     I best = I{};
-    store_codes<Isa, T, typename Isa::CodeVector, Isa::kCodeOffset, true>(row, width, codes, [&](typename Isa::F v) {
+    store_codes<Isa, T, typename Isa::CodeVector, true>(row, width, codes, [&](typename Isa::F v) {
         const I magnitude = bits<I>(v) & 0x7fffffff;
         best = magnitude > best ? magnitude : best;
-        return saturated_codes<Isa>(v, factor);
+        return __builtin_convertvector(saturated_codes<Isa>(v, factor) + Isa::kCodeOffset, typename Isa::CodeVector);
     });
     return static_cast<uint32_t>(largest_lane<I, Isa::kWidth>(best));
 }

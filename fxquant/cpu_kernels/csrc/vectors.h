@@ -18,6 +18,7 @@ struct Vectors {
     typedef uint32_t U __attribute__((vector_size(W * 4)));
     typedef uint16_t H __attribute__((vector_size(W * 2)));
     typedef int16_t S __attribute__((vector_size(W * 2)));
+    typedef int16_t D __attribute__((vector_size(W * 4)));  // twice as many
     typedef int8_t B __attribute__((vector_size(W)));
 
     // x - 0 is x, minus zero too, so that this is a broadcast and nothing else; x + 0 would be an addition.
@@ -32,6 +33,13 @@ struct Vectors {
     }
 
     static U merge(U x, uint32_t mask, uint32_t other) { return (x & mask) | other; }
+
+    // The lesser and the greater of two; the second where one is NaN.
+    static F least(F a, F b) { return a < b ? a : b; }
+    static F greatest(F a, F b) { return a > b ? a : b; }
+
+    static constexpr bool kStoresUpper = false;  // the upper halves of two vectors at once
+    static constexpr bool kTakesBytes = false;   // the last byte of each lane
 };
 
 template <class V>
@@ -77,19 +85,31 @@ inline typename Isa::F load_tail(const void* from, int64_t n) {
     return load_float<Isa, T>(padded);
 }
 
+// v rounded to bfloat16, nearest even, in the upper half of each lane; what stands below is left. NaN stays NaN.
+template <class Isa>
+inline typename Isa::U rounded_half(typename Isa::F v) {
+    using U = typename Isa::U;
+    const U u = bits<U>(v);
+    const U rounded = u + 0x7fffu + ((u >> 16) & 1u);
+    return v != v ? U{} + 0x7fc00000u : rounded;
+}
+
 // float32 -> T, nearest even; NaN stays NaN.
 template <class Isa, Float T>
 inline void store_float(void* to, typename Isa::F v) {
-    using U = typename Isa::U;
     if constexpr (T == Float::f32) {
         store(to, v);
     } else if constexpr (T == Float::bf16) {
-        const U u = bits<U>(v);
-        const U rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-        const U nan = U{} + 0x7fc0u;
-        const U out = (u & 0x7fffffffu) > (U{} + 0x7f800000u) ? nan : rounded;
-        store(to, __builtin_convertvector(out, typename Isa::H));
+        store(to, __builtin_convertvector(rounded_half<Isa>(v) >> 16, typename Isa::H));
     } else {
         Isa::store_half(to, v);
     }
+}
+
+// Two vectors, one behind the other.
+template <class Isa, Float T>
+inline void store_two(char* to, typename Isa::F a, typename Isa::F b) {
+    if constexpr (T == Float::bf16 && Isa::kStoresUpper) return Isa::store_upper(to, rounded_half<Isa>(a), rounded_half<Isa>(b));
+    store_float<Isa, T>(to, a);
+    store_float<Isa, T>(to + Isa::kWidth * size_of(T), b);
 }

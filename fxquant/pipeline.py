@@ -22,11 +22,13 @@ from fxquant.passes import (
     FuseGates,
     FuseNorms,
     FusePrologues,
+    FuseRotary,
     FuseSiblings,
     InsertFakeQuantize,
     InsertQdq,
     Observer,
     Pass,
+    ShareOperands,
     ShareQuantize,
     ignore,
     run_passes,
@@ -72,7 +74,9 @@ def kernel_pipeline(config: QuantConfig, target: Target) -> tuple[Pass, ...]:
             FuseGates(),  # first: what makes both halves of a gated product writes half as much
             FusePrologues(),  # before epilogues: an activation in front of a gate belongs to the product that reads it
             FuseEpilogues(),
+            FuseRotary(),  # before attention, which reads what it makes
             FuseAttention(),
+            ShareOperands(),
         )
     return (
         FuseEpilogues(),  # on kernels only: torch's own linear takes neither activation nor residual

@@ -133,6 +133,8 @@ def test_schemas_are_the_agreed_ones() -> None:
     elsewhere |= {"experts_linear", "experts_linear_backward", "experts_matmul", "experts_outer"}
     found = {str(getattr(OPS, name).default._schema) for name in reference.__all__ if name not in elsewhere}
     assert found == {
+        "fxquant::rotary(Tensor x, Tensor cos, Tensor sin, int isa=0) -> Tensor",
+        "fxquant::shared(Tensor x) -> Tensor",
         "fxquant::quantize_dynamic(Tensor x, str spec) -> (Tensor codes, Tensor scale, Tensor tensor_scale)",
         'fxquant::quantize_weight(Tensor w, str spec, str algorithm="auto") '
         "-> (Tensor codes, Tensor scale, Tensor zero_point, Tensor tensor_scale)",

@@ -29,7 +29,7 @@ from tests.passes.helpers import Linears, X
 
 SLOW_TARGETS = [Target("cuda"), Target("cpu", has_kernels=True)]
 STAGES = ["capture", "annotate", "fuse-siblings", "insert-qdq", "share-quantize", "fold-weights"]
-STAGES += ["fuse-gates", "fuse-prologues", "fuse-epilogues", "fuse-attention", "lower"]
+STAGES += ["fuse-gates", "fuse-prologues", "fuse-epilogues", "fuse-rotary", "fuse-attention", "share-operands", "lower"]
 
 
 def pair(m: Any, x: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def test_every_stage_is_shown_in_order_with_what_it_did() -> None:
     result = lowered(captured, observe=lambda *stage: seen.append(stage))
     assert [stage for stage, _, _ in seen] == STAGES
     assert all(gm is captured.gm is result.gm for _, gm, _ in seen)
-    assert [r if r is None else r.changed for _, _, r in seen] == [None, 2, 1, 1, 0, 1, 0, 0, 0, 0, 1]
+    assert [r if r is None else r.changed for _, _, r in seen] == [None, 2, 1, 1, 0, 1, 0, 0, 0, 0, 0, 0, 1]
     assert list(result.report.seconds) == STAGES
 
 
@@ -59,7 +59,7 @@ def test_without_fusing_siblings_share_their_codes() -> None:
         QuantConfig("int8dq", fuse=False),
         observe=lambda stage, gm, r: stages.append(stage),
     )
-    assert stages == [stage for stage in STAGES if not stage.startswith("fuse-")]
+    assert stages == [stage for stage in STAGES if not stage.startswith("fuse-") and stage != "share-operands"]
     assert targets(result.gm) == ["int8_quantize_per_token", "int8_linear", "int8_linear"]
 
 

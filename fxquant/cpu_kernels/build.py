@@ -42,6 +42,8 @@ _SOURCES = {
     "embedding_packed.cpp": ("-O3",),
     "fake_quantize.cpp": ("-O2",),
     "pack.cpp": ("-O3",),
+    "rotary.cpp": ("-O2",),
+    "shared.cpp": ("-O2",),
     "spec.cpp": ("-O2",),
     "stored_ops.cpp": ("-O2",),
     "stored_rows.cpp": ("-O3",),

@@ -30,6 +30,8 @@ _OPS = (
     "int8_linear_weight_only",
     "linear_dynamic",
     "linear_weight_only",
+    "rotary",
+    "shared",
 )
 
 

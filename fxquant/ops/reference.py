@@ -13,6 +13,8 @@ from fxquant.ops.norm_quantize import norm_quantize
 from fxquant.ops.panels import decode_weight, pack_granules, pack_panels, unpack_panels
 from fxquant.ops.quantize import dequantize, int8_quantize_per_token, quantize_dynamic, quantize_weight
 from fxquant.ops.quantize_static import quantize_static
+from fxquant.ops.rotary import rotary
+from fxquant.ops.shared import shared
 from fxquant.ops.static import fake_quantize_static, int8_conv_static, int8_linear_static
 from fxquant.ops.storage import decode_rows, pack_rows, unpack_rows
 from fxquant.ops.stored import packed_of_rows, rows_of_packed
@@ -54,7 +56,9 @@ __all__ = [
     "quantize_dynamic",
     "quantize_static",
     "quantize_weight",
+    "rotary",
     "rows_of_packed",
+    "shared",
     "tile_codes",
     "tiled_linear",
     "tiled_linear_codes",

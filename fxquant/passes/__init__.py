@@ -16,9 +16,11 @@ from fxquant.passes.fuse_epilogues import FuseEpilogues
 from fxquant.passes.fuse_gates import FuseGates
 from fxquant.passes.fuse_norms import FuseNorms
 from fxquant.passes.fuse_prologues import FusePrologues
+from fxquant.passes.fuse_rotary import FuseRotary
 from fxquant.passes.fuse_siblings import FuseSiblings
 from fxquant.passes.insert_fake_quantize import InsertFakeQuantize
 from fxquant.passes.insert_qdq import InsertQdq
+from fxquant.passes.share_operands import ShareOperands
 from fxquant.passes.share_quantize import ShareQuantize
 
 __all__ = [
@@ -29,11 +31,13 @@ __all__ = [
     "FuseGates",
     "FuseNorms",
     "FusePrologues",
+    "FuseRotary",
     "FuseSiblings",
     "InsertFakeQuantize",
     "InsertQdq",
     "Observer",
     "Pass",
+    "ShareOperands",
     "ShareQuantize",
     "ignore",
     "run_passes",

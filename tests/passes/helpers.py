@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -224,6 +225,13 @@ def check_pass(
     assert again.changed == 0, f"a second run changes {again.changed}"
     assert_same_graph(gm, once)
     return result
+
+
+def captured_of(forward: Callable[..., Any], *inputs: Tensor) -> tuple[CapturedGraph, list[Tensor]]:
+    """And the inputs in the order in which the graph reads them."""
+    captured = capture(forward, *inputs)
+    named = dict(zip((f"l_{name}_" for name in inspect.signature(forward).parameters), inputs, strict=True))
+    return captured, [named[n.name] for n in captured.gm.graph.find_nodes(op="placeholder") if n.name in named]
 
 
 def run(gm: GraphModule, inputs: Sequence[Any]) -> Any:

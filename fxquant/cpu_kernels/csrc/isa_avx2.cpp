@@ -168,6 +168,7 @@ struct Avx2 : Vectors<8> {
 
 #include "attention.h"
 #include "finish.h"
+#include "rotary.h"
 #include "products.h"
 #include "fused.h"
 #include "granules.h"

@@ -409,6 +409,7 @@ struct Avx512Vnni : Vectors<16> {
 
 #include "attention.h"
 #include "finish.h"
+#include "rotary.h"
 #include "products.h"
 #include "fused.h"
 #include "granules.h"

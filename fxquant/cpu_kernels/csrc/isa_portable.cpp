@@ -105,6 +105,7 @@ struct Portable : Vectors<4> {
 
 #include "attention.h"
 #include "finish.h"
+#include "rotary.h"
 #include "products.h"
 #include "fused.h"
 #include "granules.h"

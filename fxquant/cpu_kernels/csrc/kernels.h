@@ -320,6 +320,15 @@ constexpr int64_t attention_room(int64_t rows, int64_t width, int64_t value_widt
 
 // ---- end of attention
 
+// Rows of 2 * half contiguous elements, and the elements from one to the next: 0 where all share one.
+struct RotaryRows {
+    const void *x, *cos, *sin;
+    void* out;
+    int64_t x_step, cos_step, sin_step, out_step;
+    int64_t rows, half;
+    Float type;
+};
+
 // Elements that laying out one unit takes for itself.
 constexpr int64_t room_elements(const Layout& l) {
     return l.channels_last ? (2 * l.in[2] + 1) * l.channels + l.size[2] + 64 : l.size[2] + 64;
@@ -344,6 +353,7 @@ struct Kernels {
     void (*fake_quantize_piece)(const Grid& grid, const void* x, Float type, int64_t n, uint32_t amax, void* out);
     void (*fake_quantize_static)(const Grid& grid, const void* x, Float type, int64_t n, Scaling by, void* out);
     void (*narrow)(const float* from, int64_t n, Float type, void* to);
+    void (*rotary)(const RotaryRows& rows);
     Scaling (*int8_scaling)(uint32_t amax);
     PatchKernels patches;
     uint32_t (*amax)(const void* x, Float type, int64_t n);  // the bits of the largest absolute value; NaN stands on top

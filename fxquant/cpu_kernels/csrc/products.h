@@ -331,6 +331,7 @@ constexpr Kernels kernels_of(const char* name) {
     k.fake_quantize_static = fake_quantize_static<Isa>;
     k.amax = largest_bits<Isa>;
     k.narrow = narrow<Isa>;
+    k.rotary = rotary<Isa>;
     k.int8_scaling = int8_scaling;
     k.patches = patch_kernels_of<Isa>();
     k.coded = coded_kernels_of<Isa>();

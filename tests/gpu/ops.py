@@ -162,6 +162,8 @@ CASES: dict[str, tuple[Callable[[torch.dtype], Case], ...]] = {
     "experts_linear_backward": (_experts_backward,),
     "experts_matmul": (lambda d: (_x(d), _ENDS, _random(3, N, K).to(d)),),
     "experts_outer": (lambda d: (_random(5, N).to(d), _x(d), _ENDS),),
+    "rotary": (lambda d: (_heads(d)[0], *_random(2, 5, 8).to(d)),),
+    "shared": (lambda d: (_x(d),),),
 }  # fmt: skip
 # Their results are codes, or values that one rounding makes of codes: equal in every bit. A scale may be off by one
 # unit in the last place where torch makes it on a GPU, which multiplies with the reciprocal to divide by a number.

@@ -24,7 +24,7 @@ def test_every_pipeline_has_a_title() -> None:
 def test_the_table_is_written_between_its_marks(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("above\n<!-- pipelines:begin -->\nold\n<!-- pipelines:end -->\nbelow\n")
-    chosen = argparse.Namespace(only=["sd"], quick=True, write=page, results=tmp_path)
+    chosen = argparse.Namespace(only=["sd"], quick=True, executor="eager", write=page, results=tmp_path)
     assert pipelines.main(chosen) == 0
     figures = json.loads((tmp_path / "pipelines.json").read_text())["figures"][0]["sqnr"]
     assert page.read_text() == (

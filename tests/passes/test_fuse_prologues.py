@@ -171,7 +171,7 @@ def test_a_product_without_a_function_is_left() -> None:
 
 def test_what_runs_where() -> None:
     config = QuantConfig("int8dq")
-    names = ["fuse-gates", "fuse-prologues", "fuse-epilogues", "fuse-attention"]
+    names = ["fuse-gates", "fuse-prologues", "fuse-epilogues", "fuse-rotary", "fuse-attention", "share-operands"]
     assert [step.name for step in kernel_pipeline(config, CPU)] == names
     assert kernel_pipeline(APART, CPU) == ()
     assert kernel_pipeline(config, Target("cpu")) == ()  # without kernels

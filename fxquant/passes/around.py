@@ -1,14 +1,15 @@
-"""What passes that fuse something into a lowered linear share: its operands by name, and what its note says."""
+"""What passes that fuse something into a lowered linear share: its operands by name, and what its note says;
+and of those that give something to a kernel: the layout of what it makes."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from fxquant.annotation import amend_note, note_of
-from fxquant.graphs import target_name
+from fxquant.graphs import add_call, refresh_values, target_name
 from fxquant.passes.sites import argument, torch_word
 
 ACTIVATION_WORDS = ("relu", "relu_", "gelu", "silu", "silu_")
@@ -53,3 +54,15 @@ def _argument(node: Node, name: str) -> tuple[int, Any]:
     arguments = target._schema.arguments
     (place,) = (i for i, a in enumerate(arguments) if a.name == name)
     return place, arguments[place].default_value
+
+
+def keep_layout(gm: GraphModule, made: Node, made_by: str) -> None:
+    """A consumer needs the layout that the model's own result had: copy what the kernel made."""
+    users = list(made.users)
+    contiguous = {"memory_format": torch.contiguous_format}
+    with gm.graph.inserting_after(made):
+        copy = add_call(gm.graph, torch.ops.aten.clone.default, (made,), like=made, made_by=made_by, kwargs=contiguous)
+    amend_note(copy, reason="")
+    for user in users:
+        user.replace_input_with(made, copy)
+    refresh_values(gm, [copy])

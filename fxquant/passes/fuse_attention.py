@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fxquant.annotation import Declined, PassResult, amend_note
+from fxquant.annotation import Declined, PassResult
 from fxquant.graphs import add_call, is_written_between, refresh_values, value_of
 from fxquant.ops.attention import MASK_DTYPES
 from fxquant.ops.checks import ACTIVATION_DTYPES
-from fxquant.passes.around import sizes_of
+from fxquant.passes.around import keep_layout, sizes_of
 from fxquant.passes.base import Pass
 from fxquant.passes.sites import argument, torch_word, where
 
-_ATTENTION, _CLONE = torch.ops.fxquant.attention.default, torch.ops.aten.clone.default
+_ATTENTION = torch.ops.fxquant.attention.default
 _WORD = "scaled_dot_product_attention"
 _HEADS = 1  # the dimension
 
@@ -113,19 +113,7 @@ def _fuse(gm: GraphModule, node: Node) -> None:
         if not copy.users:
             gm.graph.erase_node(copy)
     if refresh_values(gm, [made]):
-        _keep_layout(gm, made)
-
-
-def _keep_layout(gm: GraphModule, made: Node) -> None:
-    """A consumer needs the layout that the model's attention has."""
-    users = list(made.users)
-    contiguous = {"memory_format": torch.contiguous_format}
-    with gm.graph.inserting_after(made):
-        copy = add_call(gm.graph, _CLONE, (made,), like=made, made_by=FuseAttention.name, kwargs=contiguous)
-    amend_note(copy, reason="")
-    for user in users:
-        user.replace_input_with(made, copy)
-    refresh_values(gm, [copy])
+        keep_layout(gm, made, FuseAttention.name)
 
 
 def copied_from(node: Node, reader: Node) -> tuple[Node, list[Node]]:

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fxquant.annotation import Declined, PassResult, amend_note
+from fxquant.annotation import Declined, PassResult
 from fxquant.graphs import add_call, is_written_between, refresh_values, value_of, written_by
 from fxquant.ops.checks import ACTIVATION_DTYPES
 from fxquant.ops.rotary import MOST_DIMS
-from fxquant.passes.around import sizes_of
+from fxquant.passes.around import keep_layout, sizes_of
 from fxquant.passes.base import Pass
 from fxquant.passes.sites import argument, torch_word, where
 
-_ROTARY, _CLONE = torch.ops.fxquant.rotary.default, torch.ops.aten.clone.default
+_ROTARY = torch.ops.fxquant.rotary.default
 
 
 @dataclass(frozen=True)
@@ -200,16 +200,4 @@ def _fuse(gm: GraphModule, total: Node, found: _Found) -> None:
         if not step.users:
             gm.graph.erase_node(step)
     if refresh_values(gm, [made]):
-        _keep_layout(gm, made)
-
-
-def _keep_layout(gm: GraphModule, made: Node) -> None:
-    """A consumer needs the layout that the model's own sum has."""
-    users = list(made.users)
-    contiguous = {"memory_format": torch.contiguous_format}
-    with gm.graph.inserting_after(made):
-        copy = add_call(gm.graph, _CLONE, (made,), like=made, made_by=FuseRotary.name, kwargs=contiguous)
-    amend_note(copy, reason="")
-    for user in users:
-        user.replace_input_with(made, copy)
-    refresh_values(gm, [copy])
+        keep_layout(gm, made, FuseRotary.name)

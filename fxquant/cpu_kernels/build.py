@@ -33,6 +33,7 @@ _AVX512_VNNI = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "
 _SOURCES = {
     "ops.cpp": ("-O2",),  # torch's headers, no arithmetic: first, because it takes longest
     "isa_avx512vnni.cpp": ("-O3", *_AVX512_VNNI),
+    "isa_amx.cpp": ("-O3", *_AVX512_VNNI),
     "isa_avx2.cpp": ("-O3", *_AVX2),
     "isa_portable.cpp": ("-O3",),
     "attention.cpp": ("-O2",),

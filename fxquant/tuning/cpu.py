@@ -19,7 +19,7 @@ from fxquant.spec import TensorSpec
 from fxquant.target import KernelConfig, Problem
 
 # The numbers that the ops' argument `isa` takes (csrc/tensors.h), the narrowest first.
-ISAS = {"portable": 1, "avx2": 2, "avx512vnni": 3}
+ISAS = {"portable": 1, "avx2": 2, "avx512vnni": 3, "amx": 4}
 ISA = "isa"
 ROWS, BY_ROWS, SERIAL = "rows", "by_rows", "serial"  # a blocking (csrc/launch.h); a field that is not there is 0
 _ROWS = {0: 0, 32: 1, 64: 2, 128: 3, 256: 4}  # of a task, and the numbers that stand for them

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <vector>
 
-#include "kernels.h"
+#include "cpu.h"
 #include "stored.h"
 
 using namespace fxquant;
@@ -191,11 +191,10 @@ int main() {
         }
     }
     const Sizes shapes[] = {{1, 1, 1},    {1, 33, 65},  {2, 64, 4},   {3, 65, 5},    {5, 63, 3},   {6, 64, 64},  {3, 65, 260},
-                            {7, 129, 31}, {13, 70, 66}, {97, 65, 20}, {259, 70, 12}, {2, 1, 7000}, {2, 70, 447}};
-    for (const Kernels* kernels : {portable_kernels(), avx2_kernels(), avx512vnni_kernels()}) {
-        if (kernels == nullptr) continue;
-        if (!strcmp(kernels->name, "avx2") && !__builtin_cpu_supports("avx2")) continue;
-        if (!strcmp(kernels->name, "avx512vnni") && !__builtin_cpu_supports("avx512vnni")) continue;
+                            {7, 129, 31}, {13, 70, 66}, {97, 65, 20}, {259, 70, 12}, {2, 1, 7000}, {2, 70, 447}, {70, 70, 1100}};
+    for (const int64_t isa : {kPortable, kAvx2, kAvx512Vnni, kAmx}) {
+        const Kernels* kernels = kernels_of_isa(isa);
+        if (kernels == nullptr || !cpu_has(isa)) continue;
         for (const Sizes& shape : shapes) {
             for (Float type : {Float::f32, Float::bf16, Float::f16}) {
                 run(*kernels, shape, type, false);

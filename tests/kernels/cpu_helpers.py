@@ -16,7 +16,7 @@ SMALLEST_HALF_STEP = {torch.float32: 2.0**-150, torch.bfloat16: 2.0**-134, torch
 SECOND_ORDER = 1.0 + 2.0**-10  # what a first-order bound leaves out, generously
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-ISAS = {0: "choose", 1: "portable", 2: "avx2", 3: "avx512vnni"}
+ISAS = {0: "choose", 1: "portable", 2: "avx2", 3: "avx512vnni", 4: "amx"}
 
 # The smallest, then one off the block sizes: 64 columns, 4 k, tiles of 4 and 6 rows, 256 rows a task.
 SHAPES = [
@@ -36,6 +36,8 @@ SHAPES = [
     (97, 40, 20),
     (256, 70, 12),
     (259, 70, 12),
+    (40, 130, 447),
+    (261, 64, 1100),
 ]
 
 
@@ -48,9 +50,14 @@ def loaded() -> cpu_kernels.Library:
     return library
 
 
+def has_isa(isa: int) -> bool:
+    """Whether this CPU runs the kernels of that number; those of 0 and 1 run everywhere."""
+    needs = {2: "avx2", 3: "avx512_vnni", 4: "amx_int8"}
+    return isa not in needs or bool(torch.cpu.get_capabilities().get(needs[isa]))
+
+
 def need_isa(isa: int) -> int:
-    able = torch.cpu.get_capabilities()
-    if (isa == 2 and not able.get("avx2")) or (isa == 3 and not able.get("avx512_vnni")):
+    if not has_isa(isa):
         pytest.skip(f"this CPU lacks {ISAS[isa]}")
     return isa
 
@@ -58,7 +65,7 @@ def need_isa(isa: int) -> int:
 def pairs(isa: int, dtype: torch.dtype) -> bool:
     """Whether attention multiplies pairs of bfloat16, and rounds its weights to it."""
     able = torch.cpu.get_capabilities()
-    return dtype == torch.bfloat16 and isa in (0, 3) and bool(able.get("avx512_vnni") and able.get("avx512_bf16"))
+    return dtype == torch.bfloat16 and isa in (0, 3, 4) and bool(able.get("avx512_vnni") and able.get("avx512_bf16"))
 
 
 @dataclass(frozen=True)

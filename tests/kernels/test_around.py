@@ -21,6 +21,7 @@ from tests.kernels.cpu_helpers import (
     U,
     assert_equal,
     assert_within,
+    has_isa,
     problem,
 )
 
@@ -156,7 +157,7 @@ def test_x_in_groups_is_quantized_after_its_prologue(isa: int) -> None:
 
 
 def test_all_instruction_sets_give_the_same_bits_for_integer_products() -> None:
-    able = [isa for isa in ISAS if isa and _has(isa)]
+    able = [isa for isa in ISAS if isa and has_isa(isa)]
     for dtype in DTYPES:
         x, *others = linears("int8/channel", 33, 70, 130, dtype)["int8_linear_dynamic"]
         for prologue in ("rmsnorm", "layernorm", "gelu_mul", "gelu_tanh_mul", "silu_mul"):
@@ -166,11 +167,6 @@ def test_all_instruction_sets_give_the_same_bits_for_integer_products() -> None:
             ]
             for other in rest:
                 assert_equal(first, other)
-
-
-def _has(isa: int) -> bool:
-    able = torch.cpu.get_capabilities()
-    return bool({1: True, 2: able.get("avx2"), 3: able.get("avx512_vnni")}[isa])
 
 
 def test_the_reference_is_its_parts() -> None:

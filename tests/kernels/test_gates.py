@@ -12,7 +12,7 @@ from torch import Tensor
 from fxquant.errors import InvalidSpec, ShapeMismatch
 from fxquant.ops import reference
 from fxquant.ops.around import HALVES
-from tests.kernels.cpu_helpers import DTYPES, ISAS, assert_equal
+from tests.kernels.cpu_helpers import DTYPES, ISAS, assert_equal, has_isa
 from tests.kernels.test_around import FUNCTIONS, linears, normal, through
 
 ops = torch.ops.fxquant
@@ -93,8 +93,7 @@ def test_many_passes_over_many_rows() -> None:
 
 
 def test_all_instruction_sets_give_the_same_bits_for_integer_products() -> None:
-    capable = torch.cpu.get_capabilities()
-    able = [isa for isa in ISAS if {1: True, 2: capable.get("avx2"), 3: capable.get("avx512_vnni")}.get(isa)]
+    able = [isa for isa in ISAS if isa and has_isa(isa)]
     for dtype in DTYPES:
         x, *others = linears("int8/channel", 33, 256, 130, dtype)["int8_linear_dynamic"]
         for half in HALVES:

@@ -32,7 +32,7 @@ def kernels() -> None:
     loaded()
 
 
-@pytest.fixture(params=[1, 2, 3], ids=["portable", "avx2", "avx512vnni"])
+@pytest.fixture(params=[1, 2, 3, 4], ids=["portable", "avx2", "avx512vnni", "amx"])
 def isa(request: pytest.FixtureRequest) -> int:
     return need_isa(request.param)
 

@@ -133,6 +133,7 @@ Tensor linear_dynamic(const Tensor x, const Tensor packed, const Tensor scale, c
     const int64_t stride = staged_stride(in_features, kernels.code_bytes);
     const int64_t row_bytes = stride + (scales + count) * static_cast<int64_t>(sizeof(float));
     const int64_t most = pass_rows(rows.rows, row_bytes);
+    const Blocking usual = kernels.by_rows ? Blocking{kRowBlock, true} : Blocking{kPatternRows};
     char* staged = scratch(most * row_bytes);
     auto* x_scale = reinterpret_cast<float*>(staged + most * stride);
     auto* sums = reinterpret_cast<int32_t*>(x_scale + most * scales);
@@ -152,7 +153,7 @@ Tensor linear_dynamic(const Tensor x, const Tensor packed, const Tensor scale, c
                          });
         });
         const double time = product_time(now, out_features, in_features, w.bits, kernels.int8_products);
-        for_products(problem, now, time, blocking_of(isa, kPatternRows),
+        for_products(problem, now, time, blocking_of(isa, usual),
                      [&](const CodedDynamicProblem& p, int64_t panel, int64_t row0, int64_t row1, int64_t) {
                          kernels.coded.dynamic_product(p, panel, row0, row1);
                      });

@@ -86,7 +86,7 @@ Weight panel_of(const Weight& w, int64_t panel) {
 // The product of `count` gathered rows, the first of which is row `first` of the pass.
 void int8_rows(const Kernels& kernels, const Results& results, const Int8Problem& all, int64_t first, int64_t count) {
     const Weight& w = all.weight;
-    for_tasks(w, count, kernels.int8_products, Blocking{}, [&](const Task& task) {
+    for_tasks(w, count, kernels.int8_products, Blocking{kRowBlock, kernels.by_rows}, [&](const Task& task) {
         const int64_t n = task.row1 - task.row0;
         Int8Problem problem = all;
         problem.codes = static_cast<const char*>(all.codes) + task.row0 * all.code_stride;

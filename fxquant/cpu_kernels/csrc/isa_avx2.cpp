@@ -174,6 +174,7 @@ struct Avx2 : Vectors<8> {
 #include "granules.h"
 #include "coded.h"
 #include "patches.h"
+#include "kernels_of.h"
 
 constexpr Kernels kKernels = kernels_of<Avx2>("avx2");
 }  // namespace

@@ -111,6 +111,7 @@ struct Portable : Vectors<4> {
 #include "granules.h"
 #include "coded.h"
 #include "patches.h"
+#include "kernels_of.h"
 
 constexpr Kernels kKernels = kernels_of<Portable>("portable");
 }  // namespace

@@ -340,6 +340,7 @@ struct Kernels {
     const char* name;
     int64_t code_bytes;
     double int8_products, float_products;  // a nanosecond of one core, about: for launch.h
+    bool by_rows;                          // its products of codes are quicker where neighbouring tasks share rows
     void (*quantize)(const Rows& x, int64_t row0, int64_t row1, int8_t* codes, float* scale);
     void (*quantize_staged)(const Rows& x, int64_t row0, int64_t row1, void* staged, int64_t stride, float* scale);
     void (*quantize_static)(const Rows& x, int64_t row0, int64_t row1, Scaling by, void* staged, int64_t stride, float* scale);
@@ -368,5 +369,6 @@ void pack_quads(const int8_t* codes, int64_t n, int64_t k, int64_t panel, int8_t
 const Kernels* portable_kernels();
 const Kernels* avx2_kernels();        // null where the compiler cannot make them (not x86-64)
 const Kernels* avx512vnni_kernels();  // null likewise
+const Kernels* amx_kernels();         // null likewise; AVX512-VNNI with AMX
 
 }  // namespace fxquant

@@ -75,12 +75,11 @@ struct Blocking {
 };
 
 // The blocking that an op's last argument asks for: see fxquant/tuning/cpu.py. 0 in a field: as if it were not there.
-// rows_of_task: where none are asked for.
-inline Blocking blocking_of(int64_t config, int64_t rows_of_task = kRowBlock) {
-    Blocking chosen;
-    chosen.rows = rows_of_task;
+// usual: where it asks for none.
+inline Blocking blocking_of(int64_t config, Blocking usual = {}) {
+    Blocking chosen = usual;
     if (const int64_t rows = config >> 4 & 7; rows > 0) chosen.rows = std::min(kRowBlock, int64_t{16} << rows);
-    chosen.by_rows = config >> 7 & 1;
+    chosen.by_rows = usual.by_rows || (config >> 7 & 1) != 0;
     chosen.serial = config >> 8 & 1;
     return chosen;
 }

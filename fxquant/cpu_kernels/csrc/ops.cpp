@@ -73,7 +73,7 @@ Tensor linear_of_floats(const char* op, const Tensor& x, const Tensor& packed, c
     const HeldWeight weight(op, kernels, packed, scale, bias, in_features);
     Tensor out = like_rows(x, result_columns(op, weight.view.out_features, around.activation), type);
     const HeldAfter after(op, out, around.residual, around.activation);
-    int8_passes(kernels, blocking_of(isa), weight.view, after, rows.rows, out.data_ptr(), float_in,
+    int8_passes(kernels, blocking_of(isa, {kRowBlock, kernels.by_rows}), weight.view, after, rows.rows, out.data_ptr(), float_in,
                 [&](int64_t first, int64_t begin, int64_t end, char* staged, int64_t stride, float* x_scale) {
                     for_prepared(kernels, before.from(first), rows_from(rows, float_in, first), begin, end,
                                  [&](const Rows& prepared, int64_t row0, int64_t row1, int64_t at) {
@@ -122,7 +122,7 @@ Tensor int8_linear(const Tensor codes, const Tensor x_scale, const Tensor packed
     const HeldAfter after(op, out, residual, activation);
     const auto* from = static_cast<const int8_t*>(packed_rows.data_ptr());
     const auto* from_scale = static_cast<const float*>(row_scale.data_ptr());
-    int8_passes(kernels, blocking_of(isa), weight.view, after, rows.rows, out.data_ptr(), out_type,
+    int8_passes(kernels, blocking_of(isa, {kRowBlock, kernels.by_rows}), weight.view, after, rows.rows, out.data_ptr(), out_type,
                 [&](int64_t first, int64_t begin, int64_t end, char* staged, int64_t stride, float* to_scale) {
                     kernels.stage(from + first * in_features, in_features, begin, end, staged, stride);
                     std::memcpy(to_scale + begin, from_scale + first + begin, static_cast<size_t>(end - begin) * sizeof(float));

@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 
+#include "cpu.h"
 #include "kernels.h"
 #include "launch.h"
 #include "pages.h"
@@ -19,24 +20,11 @@ using torch::stable::Tensor;
 
 constexpr int64_t kBlockings = 32;
 
-enum Isa : int64_t { kChoose = 0, kPortable = 1, kAvx2 = 2, kAvx512Vnni = 3 };
-
-inline bool cpu_has(int64_t isa) {
-#if defined(__x86_64__)
-    if (isa == kAvx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    if (isa == kAvx512Vnni) {
-        return cpu_has(kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
-    }
-#endif
-    return isa == kPortable;
-}
-
 inline int64_t best_isa() {
     static const int64_t best = [] {
-        if (avx512vnni_kernels() != nullptr && cpu_has(kAvx512Vnni)) return int64_t{kAvx512Vnni};
-        if (avx2_kernels() != nullptr && cpu_has(kAvx2)) return int64_t{kAvx2};
-        return int64_t{kPortable};
+        int64_t isa = kAmx;
+        while (isa > kPortable && (kernels_of_isa(isa) == nullptr || !cpu_has(isa))) --isa;
+        return isa;
     }();
     return best;
 }
@@ -44,11 +32,13 @@ inline int64_t best_isa() {
 // Those of a configuration, the number by which an op is told how to run: the instruction set, and from bit 4 on a blocking.
 inline const Kernels& kernels_for(int64_t config) {
     int64_t isa = config & 15;
-    STD_TORCH_CHECK(isa <= kAvx512Vnni && config >= 0 && config >> 4 < kBlockings, "fxquant: isa is ", config,
-                    "; known are 0 (choose), 1 (portable), 2 (AVX2) and 3 (AVX512-VNNI), plus 16 times a blocking below ", kBlockings);
+    STD_TORCH_CHECK(isa <= kAmx && config >= 0 && config >> 4 < kBlockings, "fxquant: isa is ", config,
+                    "; known are 0 (choose), 1 (portable), 2 (AVX2), 3 (AVX512-VNNI) and 4 (AMX), plus 16 times a blocking below ",
+                    kBlockings);
     if (isa == kChoose) isa = best_isa();
-    const Kernels* kernels = isa == kPortable ? portable_kernels() : isa == kAvx2 ? avx2_kernels() : avx512vnni_kernels();
-    STD_TORCH_CHECK(kernels != nullptr && cpu_has(isa), "fxquant: isa=", isa, isa == kAvx2 ? " (AVX2)" : " (AVX512-VNNI)",
+    const Kernels* kernels = kernels_of_isa(isa);
+    const char* name = isa == kAvx2 ? " (AVX2)" : isa == kAvx512Vnni ? " (AVX512-VNNI)" : " (AMX)";
+    STD_TORCH_CHECK(kernels != nullptr && cpu_has(isa), "fxquant: isa=", isa, name,
                     " was asked for, but this CPU or this build lacks it; isa=0 chooses what is there");
     return *kernels;
 }

@@ -3,8 +3,10 @@
 
 #if defined(__clang__)
 #define FXQUANT_UNROLL _Pragma("unroll")
+#define FXQUANT_UNROLL_ROWS FXQUANT_UNROLL
 #else
 #define FXQUANT_UNROLL _Pragma("GCC unroll 8")
+#define FXQUANT_UNROLL_ROWS _Pragma("GCC unroll 16")
 #endif
 
 // Register tiles stand alone: inlined into their callers they would share registers with these, and spill.

@@ -1,0 +1,123 @@
+// The int8 product of several rows by tiles. Included into isa_amx.cpp inside an anonymous namespace, after tiles.h and products.h.
+
+// Sums of 17 to 32 rows x 32 columns: registers [2][2]. codes: of the rows, `stride` bytes apart; b: [steps * 16][64][4].
+FXQUANT_TILE void dot_tiles_high(const char* codes, int64_t stride, const int8_t* b, int64_t steps, int32_t* acc, bool add,
+                                 Ahead& ahead) {
+    constexpr int64_t kSums = kPanel * sizeof(int32_t), kColumns = kPanel * kQuad;
+    int32_t* lower = acc + kTileRows * kPanel;
+    if (add) {
+        FXQUANT_TILE_LOAD(0, acc, kSums);
+        FXQUANT_TILE_LOAD(1, acc + 16, kSums);
+        FXQUANT_TILE_LOAD(2, lower, kSums);
+        FXQUANT_TILE_LOAD(3, lower + 16, kSums);
+    } else {
+        FXQUANT_TILE_ZERO(0);
+        FXQUANT_TILE_ZERO(1);
+        FXQUANT_TILE_ZERO(2);
+        FXQUANT_TILE_ZERO(3);
+    }
+    for (int64_t i = 0; i < steps; ++i, codes += 64, b += kTileQuads * kColumns) {
+        FXQUANT_TILE_LOAD(4, codes, stride);
+        FXQUANT_TILE_LOAD(6, b, kColumns);
+        FXQUANT_TILE_DOT(0, 4, 6);
+        FXQUANT_TILE_LOAD(7, b + 64, kColumns);
+        FXQUANT_TILE_DOT(1, 4, 7);
+        FXQUANT_TILE_LOAD(5, codes + kTileRows * stride, stride);
+        FXQUANT_TILE_DOT(2, 5, 6);
+        FXQUANT_TILE_DOT(3, 5, 7);
+        ahead.fetch();
+    }
+    FXQUANT_TILE_STORE(0, acc, kSums);
+    FXQUANT_TILE_STORE(1, acc + 16, kSums);
+    FXQUANT_TILE_STORE(2, lower, kSums);
+    FXQUANT_TILE_STORE(3, lower + 16, kSums);
+}
+
+// Sums of up to 16 rows x 64 columns: registers [1][4].
+FXQUANT_TILE void dot_tiles_low(const char* codes, int64_t stride, const int8_t* b, int64_t steps, int32_t* acc, bool add,
+                                Ahead& ahead) {
+    constexpr int64_t kSums = kPanel * sizeof(int32_t), kColumns = kPanel * kQuad;
+    if (add) {
+        FXQUANT_TILE_LOAD(0, acc, kSums);
+        FXQUANT_TILE_LOAD(1, acc + 16, kSums);
+        FXQUANT_TILE_LOAD(2, acc + 32, kSums);
+        FXQUANT_TILE_LOAD(3, acc + 48, kSums);
+    } else {
+        FXQUANT_TILE_ZERO(0);
+        FXQUANT_TILE_ZERO(1);
+        FXQUANT_TILE_ZERO(2);
+        FXQUANT_TILE_ZERO(3);
+    }
+    for (int64_t i = 0; i < steps; ++i, codes += 64, b += kTileQuads * kColumns) {
+        FXQUANT_TILE_LOAD(4, codes, stride);
+        FXQUANT_TILE_LOAD(5, b, kColumns);
+        FXQUANT_TILE_LOAD(6, b + 64, kColumns);
+        FXQUANT_TILE_DOT(0, 4, 5);
+        FXQUANT_TILE_LOAD(7, b + 128, kColumns);
+        FXQUANT_TILE_DOT(1, 4, 6);
+        FXQUANT_TILE_LOAD(5, b + 192, kColumns);
+        FXQUANT_TILE_DOT(2, 4, 7);
+        FXQUANT_TILE_DOT(3, 4, 5);
+        ahead.fetch();
+    }
+    FXQUANT_TILE_STORE(0, acc, kSums);
+    FXQUANT_TILE_STORE(1, acc + 16, kSums);
+    FXQUANT_TILE_STORE(2, acc + 32, kSums);
+    FXQUANT_TILE_STORE(3, acc + 48, kSums);
+}
+
+// Quads of one depth block: 32 columns of it are 16 KiB, in half the sets of the L1 cache, where they stay while all row groups
+// pass over them.
+constexpr int64_t kTiledQuads = 128;
+constexpr int64_t kTiledRows = 2 * kTileRows;
+
+// int8_product of rows enough for tiles.
+template <class Isa>
+void tiled_product(const Int8Problem& p, const Task& t) {
+    PanelQuads<Isa> b(p.weight, t.panel);
+    const Columns columns(p.weight, t.panel);
+    alignas(64) int32_t acc[kRowBlock * kPanel];
+    alignas(64) int32_t shift[kPanel] = {};  // sums of the columns, in the end times the offset
+    if (b.full) full_sums<Isa>(p.weight, b, shift);
+    const int64_t block = b.full ? kTiledQuads : PanelQuads<Isa>::kSpread;
+    const int64_t groups = (t.row1 - t.row0 + kTiledRows - 1) / kTiledRows;
+    TileShapes shapes;
+    for (int64_t q = 0; q < b.depth; q += block) {
+        const int64_t n = b.depth - q < block ? b.depth - q : block, steps = n / kTileQuads, left = n % kTileQuads;
+        const bool last = q + n == b.depth;
+        const int8_t* columns_of_b = b.at(q);
+        if (!b.full) add_sums<Isa>(columns_of_b, n, shift, q > 0);
+        for (int64_t c = 0; last && c < kPanel; ++c) shift[c] *= Isa::kCodeOffset;
+        // Meanwhile the next block of columns comes into L2, wherever it is.
+        Ahead ahead = {last ? t.next : columns_of_b + n * kPanel * kQuad, 0};
+        const int64_t passes = 2 * groups * steps;
+        if (b.full && ahead.at != nullptr && passes > 0) ahead.lines = (n * kPanel * kQuad / 64 + passes - 1) / passes;
+        for (int half = 0; half < 2; ++half) {
+            for (int64_t row = t.row0; row < t.row1; row += kTiledRows) {
+                const int64_t height = t.row1 - row < kTiledRows ? t.row1 - row : kTiledRows;
+                const char* a = static_cast<const char*>(p.codes) + row * p.code_stride + q * kQuad;
+                int32_t* sums = acc + (row - t.row0) * kPanel;
+                if (steps > 0 && height > kTileRows) {
+                    shapes.for_rows(height);
+                    dot_tiles_high(a, p.code_stride, columns_of_b + half * 128, steps, sums + half * 32, q > 0, ahead);
+                } else if (steps > 0 && half == 1) {
+                    shapes.for_rows(height);
+                    dot_tiles_low(a, p.code_stride, columns_of_b, steps, sums, q > 0, ahead);
+                }
+                if (half == 0) continue;
+                for_groups(row, row + height, Isa::kTall, [&](int64_t, int64_t first, int64_t rows) {
+                    int32_t* of = acc + (first - t.row0) * kPanel;
+                    if (left > 0) {
+                        const int64_t tail = steps * kTileQuads;
+                        dot<Isa>(rows, a + (first - row) * p.code_stride + tail * kQuad, p.code_stride,
+                                 columns_of_b + tail * kPanel * kQuad, left, of, q > 0 || steps > 0, nullptr);
+                    }
+                    if (last) {
+                        finish_group<Isa>(columns, {of, shift, p.x_scale + first, rows}, p.out, p.out_type, first,
+                                          p.weight.out_features);
+                    }
+                });
+            }
+        }
+    }
+}

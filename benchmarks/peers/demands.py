@@ -25,6 +25,8 @@ BEST_PEER = {"decoder-1": 1.05, "decoder-128": 1.05, "decoder-1024": 1.05}
 PEERS = ("OpenVINO", "ONNX Runtime", "torchao")
 # Errors this near are equal: they move with the inputs.
 SAME_ERROR = 1.05
+# From here on an answer is worse than none, zeros: no result to be held against.
+WRONG = 1.0
 
 
 def check(outcome: Outcome, results: Mapping[tuple[str, int], Found]) -> None:
@@ -52,6 +54,9 @@ def _beats_peers(outcome: Outcome, where: str, found: Found, times: Mapping[str,
     tools = found["tools"]
     ours = [name for name in OURS if name in times]
     for peer in (name for group in PEERS for name in times if name.startswith(group)):
+        if not tools[peer]["error"] < WRONG:
+            outcome.notes.append(f"{where}: {_named(found, peer)} is wrong by more than zeros would be: no result")
+            continue
         good = [name for name in ours if tools[name]["error"] <= SAME_ERROR * tools[peer]["error"]]
         if good:
             best = min(good, key=times.__getitem__)

@@ -60,7 +60,7 @@ INT4 = QuantConfig(preset="int4dq", group_size=32, rules={"*lm_head": "int8dq"})
 INT8_GROUPS = QuantConfig("w=int8/group128 x=int8/group128")
 INT8_FINE = QuantConfig(**INT8_GENERATE)
 INT4_WEIGHTS = QuantConfig(preset="int4wo", rules={"*lm_head": "int8wo"})
-INT8_WEIGHTS = QuantConfig(preset="int8wo")
+INT8_WEIGHTS = QuantConfig(preset="int8wo", algorithm="mse")
 
 FLOAT = "float32 Inductor"
 OURS: dict[str, Build] = {
@@ -80,5 +80,5 @@ RECIPES = {
     "fxquant int8dq, small groups": "int8 weights in groups of 32, int8 activations in groups of 16",
     "fxquant int4dq": "int4 weights in groups of 32, int8 activations per token, int8 head",
     "fxquant int4wo": "int4 weights in groups of 128, float activations, int8 head",
-    "fxquant int8wo": "int8 weights, float activations",
+    "fxquant int8wo": "int8 weights, scales of least squared error; float activations",
 }

@@ -43,7 +43,7 @@ public:
 private:
     static constexpr int64_t kPad = 16;
     static constexpr int W = Isa::kWidth;
-    static constexpr int64_t kTall = Isa::kFloatTall;
+    static constexpr int64_t kTall = Isa::kAttendTall;
     static constexpr int64_t kTotals = Pairs ? W : 1;
     static constexpr int64_t kQueriesAhead = 6;
 
@@ -133,12 +133,12 @@ private:
         if (end == 0) return;
         const int64_t vectors = (end + W - 1) / W;
         const int64_t depth = Pairs ? round_up(p.width, 2) : p.width;
-        attend_product<Isa, Pairs>(
+        attend<Isa, Pairs>(
             rows, vectors, {queries_ + row * width_, width_, keys_, kKeyBlock, depth, scores_, kKeyBlock, nullptr, p.scale});
         if (!plain) apply_masks(row, rows, k0);
         alignas(64) float keep[kPad];
         soften_vectors<Isa, Pairs>(vectors, kept_ + row, rows, scores_, {tops_ + row, totals_ + row * kTotals}, keep);
-        attend_product<Isa, Pairs>(
+        attend<Isa, Pairs>(
             rows, (p.value_width + W - 1) / W,
             {scores_, kKeyBlock, value, value_stride, end, sums_ + row * value_width_, value_width_, keep, 1.0f});
     }

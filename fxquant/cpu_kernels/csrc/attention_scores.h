@@ -195,12 +195,12 @@ inline void raise_tops(const Kept* kept, int64_t rows, float* scores, float* top
 }
 
 // The scores of a tile into exponentials, 0 where there are none. keep: what each row's sums so far are multiplied by; whole vectors
-// of kFloatTall are written.
+// of kAttendTall are written.
 template <class Isa, bool Pairs, int V>
 inline void soften(const Kept* kept, int64_t rows, float* scores, Running so_far, float* keep) {
     using F = typename Isa::F;
     constexpr int W = Isa::kWidth;
-    constexpr int64_t kTall = Isa::kFloatTall;
+    constexpr int64_t kTall = Isa::kAttendTall;
     alignas(64) float base[round_up(kTall, W)] = {};
     for (int64_t r = 0; r < kTall; r += W) store(keep + r, F{});
     raise_tops<Isa, V>(kept, rows, scores, so_far.top, base, keep);

@@ -87,6 +87,16 @@ inline void attend_product(int64_t rows, int64_t vectors, const TileProduct& p) 
     if constexpr (R > 1) attend_product<Isa, Pairs, R - 1>(rows, vectors, p);
 }
 
+template <class Isa>
+void attend_by_tiles(int64_t rows, int64_t vectors, const TileProduct& p);  // tiled_attention.h
+
+// The same of up to kAttendTall rows.
+template <class Isa, bool Pairs>
+inline void attend(int64_t rows, int64_t vectors, const TileProduct& p) {
+    if constexpr (Isa::kAttendsByTiles) attend_by_tiles<Isa>(rows, vectors, p);
+    else attend_product<Isa, Pairs>(rows, vectors, p);
+}
+
 // Rows [count, width] of any type into floats times `factor`, zeros up to the next whole vector.
 template <class Isa, Float T>
 inline void widen_scaled(const char* from, int64_t width, float factor, float* to) {

@@ -10,6 +10,8 @@ struct Avx512Vnni : Vectors<16> {
     // 10 loads keep both multiply ports busy.
     static constexpr int kTall = 6;
     static constexpr int kFloatTall = 6;
+    static constexpr int kAttendTall = kFloatTall;
+    static constexpr bool kAttendsByTiles = false;
     static constexpr int kFloatVectors = 4;
     static constexpr int kLoneVectors = 4;  // of one row
     static constexpr bool kRaisesCodes = false;

@@ -13,13 +13,14 @@ namespace fxquant {
 
 enum Isa : int64_t { kChoose = 0, kPortable = 1, kAvx2 = 2, kAvx512Vnni = 3, kAmx = 4 };
 
-// Whether the CPU has AMX for int8, and Linux gives it to this process: it does so once asked.
+// Whether the CPU has AMX for int8 and bfloat16, and Linux gives it to this process: it does so once asked.
 inline bool has_amx() {
 #if defined(__x86_64__) && defined(__linux__)
     static const bool has = [] {
         constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA
         unsigned a = 0, b = 0, c = 0, d = 0;
-        const bool there = __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d >> 24 & 1) != 0 && (d >> 25 & 1) != 0;
+        const bool there = __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d >> 22 & 1) != 0 &&
+                           (d >> 24 & 1) != 0 && (d >> 25 & 1) != 0;
         return there && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
     }();
     return has;

@@ -20,6 +20,7 @@ namespace {
 #include "spread.h"
 #include "planes.h"
 #include "avx512vnni.h"
+#include "attention.h"
 #include "finish.h"
 #include "products.h"
 #include "fused.h"
@@ -28,6 +29,7 @@ namespace {
 #include "tiles.h"
 #include "tiled_product.h"
 #include "tiled_spans.h"
+#include "tiled_attention.h"
 
 constexpr int64_t kFewestTiled = 6;  // rows
 
@@ -45,12 +47,23 @@ void dynamic_product_of_tiles(const CodedDynamicProblem& p, int64_t panel, int64
     if (rest < row1) avx512vnni_kernels()->coded.dynamic_product(p, panel, rest, row1);
 }
 
+void attention_of_tiles(const AttentionProblem& p, int64_t batch, int64_t key_head, int64_t query0, int64_t query1, void* room) {
+    const int64_t rows = (query1 - query0) * (p.heads / p.key_heads);
+    if (rows < kFewestTiled || !tiles_attend(p)) {
+        return avx512vnni_kernels()->attention(p, batch, key_head, query0, query1, room);
+    }
+    TileShapes shapes;
+    shapes.for_rows(2 * kTileRows);
+    AttentionTask<AttendsByTiles, true>(p, batch, key_head, query0, query1, room).run();
+}
+
 Kernels with_tiles(Kernels k) {
     k.name = "amx";
     k.int8_products = 2000;
     k.by_rows = true;
     k.int8_product = int8_product_of_tiles;
     k.coded.dynamic_product = dynamic_product_of_tiles;
+    k.attention = attention_of_tiles;
     return k;
 }
 }  // namespace

@@ -28,6 +28,8 @@ struct Avx2 : Vectors<8> {
     static constexpr int kCodeOffset = 0;
     static constexpr int kTall = 4;          // 4 rows x 2 vectors of pair sums, 2 of B, 1 broadcast: 11 of 16 registers
     static constexpr int kFloatTall = 6;     // 6 rows x 2 vectors: 12 sums, 2 of B, 1 broadcast
+    static constexpr int kAttendTall = kFloatTall;
+    static constexpr bool kAttendsByTiles = false;
     static constexpr int kFloatVectors = 2;
     static constexpr int kLoneVectors = 8;   // of one row: as many sums as keep both units busy
     static constexpr int kFused = 2;

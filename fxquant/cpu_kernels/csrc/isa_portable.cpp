@@ -44,6 +44,8 @@ struct Portable : Vectors<4> {
     static constexpr int kCodeOffset = 0;
     static constexpr int kTall = 4;
     static constexpr int kFloatTall = 4;
+    static constexpr int kAttendTall = kFloatTall;
+    static constexpr bool kAttendsByTiles = false;
     static constexpr int kFloatVectors = 2;
     static constexpr int kLoneVectors = 4;
     static constexpr bool kRaisesCodes = false;

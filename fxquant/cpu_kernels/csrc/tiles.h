@@ -11,6 +11,8 @@
 // to += a * b: unsigned codes of a, signed ones of b; of both signed.
 #define FXQUANT_TILE_DOT(to, a, b) asm volatile("tdpbusd %%tmm" #b ", %%tmm" #a ", %%tmm" #to ::)
 #define FXQUANT_TILE_DOT_SIGNED(to, a, b) asm volatile("tdpbssd %%tmm" #b ", %%tmm" #a ", %%tmm" #to ::)
+// The same of pairs of bfloat16, summed up in float32.
+#define FXQUANT_TILE_DOT_PAIRS(to, a, b) asm volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #to ::)
 
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kTileQuads = 16;

@@ -96,7 +96,8 @@ def _cpu() -> Device:
 @functools.cache
 def _cpu_with(threads: int) -> Device:
     able = torch.cpu.get_capabilities()
-    sets = [name for name, flag in (("avx2", "avx2"), ("avx512vnni", "avx512_vnni"), ("amx", "amx_int8")) if able.get(flag)]
+    flags = {"avx2": "avx2", "avx512vnni": "avx512_vnni", "amx": "amx_int8"}
+    sets = [name for name, flag in flags.items() if able.get(flag)]
     sizes = [f"{able.get(level, 0) // 1024}K" for level in ("l1d_cache_size", "l2_cache_size")]
     if _LAST_LEVEL.exists():
         sizes.append(_LAST_LEVEL.read_text(encoding="ascii").strip())

@@ -186,8 +186,11 @@ def test_nothing_to_do(isa: int, shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_stays_where_it_belongs(isa: int, bad: float, dtype: torch.dtype) -> None:
-    o = operands(MIDDLE, dtype)
+@pytest.mark.parametrize("shape", [MIDDLE, SHAPES[-1]], ids=str)
+def test_what_is_not_finite_stays_where_it_belongs(
+    isa: int, shape: tuple[int, ...], bad: float, dtype: torch.dtype
+) -> None:
+    o = operands(shape, dtype)
     clean = attention(*o.all, isa=isa)
     query = o.query.clone()
     query[0, 1, 20, 3] = bad

@@ -47,6 +47,14 @@ void full_sums(const Weight& w, const PanelQuads<Isa>& b, int32_t* sums) {
     std::memcpy(sums, b.packed + b.depth * kPanel * kQuad, kPanel * sizeof(int32_t));
 }
 
+// Times the offset of staged codes, wrapped.
+template <class Isa>
+inline void times_offset(int32_t* sums) {
+    for (int64_t c = 0; c < kPanel; ++c) {
+        sums[c] = static_cast<int32_t>(static_cast<uint32_t>(sums[c]) * static_cast<uint32_t>(Isa::kCodeOffset));
+    }
+}
+
 // The same product where K is beyond kWrapSafe: int64 sums over pieces that cannot overflow by themselves.
 template <class Isa>
 void int8_product_wide(const Int8Problem& p, const Task& t, PanelQuads<Isa>& b, const Columns& columns) {
@@ -112,9 +120,7 @@ void int8_product(const Int8Problem& p, const Task& t) {
         const int64_t q1 = last ? depth : b.full ? depth * (piece + 1) / pieces : q0 + spread;
         const int8_t* codes_of_b = b.at(q0);
         if (!b.full) add_sums<Isa>(codes_of_b, q1 - q0, shift, piece > 0);
-        for (int64_t c = 0; last && c < kPanel; ++c) {
-            shift[c] = static_cast<int32_t>(static_cast<uint32_t>(shift[c]) * static_cast<uint32_t>(Isa::kCodeOffset));
-        }
+        if (last) times_offset<Isa>(shift);
         for_groups(t.row0, t.row1, Isa::kTall, [&](int64_t g, int64_t row, int64_t height) {
             const char* a = static_cast<const char*>(p.codes) + row * p.code_stride +
                             q0 * kQuad * static_cast<int64_t>(sizeof(typename Isa::Code));

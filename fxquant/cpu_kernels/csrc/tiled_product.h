@@ -87,7 +87,7 @@ void tiled_product(const Int8Problem& p, const Task& t) {
         const bool last = q + n == b.depth;
         const int8_t* columns_of_b = b.at(q);
         if (!b.full) add_sums<Isa>(columns_of_b, n, shift, q > 0);
-        for (int64_t c = 0; last && c < kPanel; ++c) shift[c] *= Isa::kCodeOffset;
+        if (last) times_offset<Isa>(shift);
         // Meanwhile the next block of columns comes into L2, wherever it is.
         Ahead ahead = {last ? t.next : columns_of_b + n * kPanel * kQuad, 0};
         const int64_t passes = 2 * groups * steps;

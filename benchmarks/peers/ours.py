@@ -77,7 +77,7 @@ RECIPES = {
     "fxquant int8dq": "int8 weights, int8 activations per token",
     "fxquant int8dq, bfloat16": "the same; the model in bfloat16, called from C++ (wrapper='cpp')",
     "fxquant int8dq, groups": "int8 weights and int8 activations, both in groups of 128",
-    "fxquant int8dq, small groups": "int8 weights in groups of 32, int8 activations in groups of 16",
+    "fxquant int8dq, small groups": "int8 weights and int8 activations, both in groups of 16",
     "fxquant int4dq": "int4 weights in groups of 32, int8 activations per token, int8 head",
     "fxquant int4wo": "int4 weights in groups of 128, float activations, int8 head",
     "fxquant int8wo": "int8 weights, scales of least squared error; float activations",

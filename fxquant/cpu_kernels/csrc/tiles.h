@@ -17,12 +17,17 @@
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kTileQuads = 16;
 
-// The registers' shapes. Their contents are lost where these change, and at the end, where the thread gives them back.
+// The registers' shapes. Their contents are lost where these change, and at the end, where they become what the thread had before:
+// llama.cpp, in one process with us, shapes them once.
 class TileShapes {
 public:
+    TileShapes() { asm volatile("sttilecfg %0" : "=m"(before_)); }
     ~TileShapes() {
-        if (chosen_ != 0) asm volatile("tilerelease" ::);
+        if (before_.palette != 0) before_.use();
+        else asm volatile("tilerelease" ::);
     }
+    TileShapes(const TileShapes&) = delete;
+    TileShapes& operator=(const TileShapes&) = delete;
 
     // 17 to 32 rows: sums in 0 to 3, codes of rows in 4 and 5, of columns in 6 and 7. Up to 16: rows in 4, columns in 5 to 7.
     void for_rows(int64_t rows) {
@@ -57,6 +62,7 @@ private:
     };
     static_assert(sizeof(Config) == 64, "64 bytes");
 
+    Config before_;
     int64_t chosen_ = 0;
 };
 

@@ -57,7 +57,7 @@ _FLAGS = (
     "-ffp-contract=off",  # a product and a sum are rounded one by one, as the reference does
     "-DTORCH_TARGET_VERSION=0x020d000000000000",  # the stable ABI as of torch 2.13
 )
-# Seconds. A build takes about 40 of one core, 26 of them for the three instruction sets, shared out among the cores.
+# Seconds. A build takes about 40 of one core, 26 of them for the instruction sets, shared out among the cores.
 # (With -O2 these take 13, but the products become slower.)
 _TIMEOUT = 300.0
 

@@ -1,5 +1,5 @@
 // The products with weights of any number format, one panel at a time: float32 x values, and int8 x integer codes.
-// Included into each isa_*.cpp inside an anonymous namespace, after granules.h and before products.h' kernels_of.
+// Included into each isa_*.cpp inside an anonymous namespace, after granules.h and before kernels_of.h.
 
 // body(integral constant of `bits`): the width of the codes, known at compile time.
 template <class Body, int Bits = 8>

@@ -1,69 +1,65 @@
 // The int8 product of several rows by tiles. Included into isa_amx.cpp inside an anonymous namespace, after tiles.h and products.h.
 
-// Sums of 17 to 32 rows x 32 columns: registers [2][2]. codes: of the rows, `stride` bytes apart; b: [steps * 16][64][4].
-FXQUANT_TILE void dot_tiles_high(const char* codes, int64_t stride, const int8_t* b, int64_t steps, int32_t* acc, bool add,
-                                 Ahead& ahead) {
-    constexpr int64_t kSums = kPanel * sizeof(int32_t), kColumns = kPanel * kQuad;
-    int32_t* lower = acc + kTileRows * kPanel;
+constexpr int64_t kBytesOfSums = kPanel * sizeof(int32_t), kBytesOfColumns = kPanel * kQuad;  // from one row to the next
+
+// Registers 0 to 3, from sums or from nothing.
+FXQUANT_INLINE void begin_tiles(bool add, const int32_t* first, const int32_t* second, const int32_t* third, const int32_t* fourth) {
     if (add) {
-        FXQUANT_TILE_LOAD(0, acc, kSums);
-        FXQUANT_TILE_LOAD(1, acc + 16, kSums);
-        FXQUANT_TILE_LOAD(2, lower, kSums);
-        FXQUANT_TILE_LOAD(3, lower + 16, kSums);
+        FXQUANT_TILE_LOAD(0, first, kBytesOfSums);
+        FXQUANT_TILE_LOAD(1, second, kBytesOfSums);
+        FXQUANT_TILE_LOAD(2, third, kBytesOfSums);
+        FXQUANT_TILE_LOAD(3, fourth, kBytesOfSums);
     } else {
         FXQUANT_TILE_ZERO(0);
         FXQUANT_TILE_ZERO(1);
         FXQUANT_TILE_ZERO(2);
         FXQUANT_TILE_ZERO(3);
     }
-    for (int64_t i = 0; i < steps; ++i, codes += 64, b += kTileQuads * kColumns) {
+}
+
+FXQUANT_INLINE void end_tiles(int32_t* first, int32_t* second, int32_t* third, int32_t* fourth) {
+    FXQUANT_TILE_STORE(0, first, kBytesOfSums);
+    FXQUANT_TILE_STORE(1, second, kBytesOfSums);
+    FXQUANT_TILE_STORE(2, third, kBytesOfSums);
+    FXQUANT_TILE_STORE(3, fourth, kBytesOfSums);
+}
+
+// Sums of 17 to 32 rows x 32 columns: registers [2][2]. codes: of the rows, `stride` bytes apart; b: [steps * 16][64][4].
+FXQUANT_TILE void dot_tiles_high(const char* codes, int64_t stride, const int8_t* b, int64_t steps, int32_t* acc, bool add,
+                                 Ahead& ahead) {
+    int32_t* lower = acc + kTileRows * kPanel;
+    begin_tiles(add, acc, acc + 16, lower, lower + 16);
+    for (int64_t i = 0; i < steps; ++i, codes += 64, b += kTileQuads * kBytesOfColumns) {
         FXQUANT_TILE_LOAD(4, codes, stride);
-        FXQUANT_TILE_LOAD(6, b, kColumns);
+        FXQUANT_TILE_LOAD(6, b, kBytesOfColumns);
         FXQUANT_TILE_DOT(0, 4, 6);
-        FXQUANT_TILE_LOAD(7, b + 64, kColumns);
+        FXQUANT_TILE_LOAD(7, b + 64, kBytesOfColumns);
         FXQUANT_TILE_DOT(1, 4, 7);
         FXQUANT_TILE_LOAD(5, codes + kTileRows * stride, stride);
         FXQUANT_TILE_DOT(2, 5, 6);
         FXQUANT_TILE_DOT(3, 5, 7);
         ahead.fetch();
     }
-    FXQUANT_TILE_STORE(0, acc, kSums);
-    FXQUANT_TILE_STORE(1, acc + 16, kSums);
-    FXQUANT_TILE_STORE(2, lower, kSums);
-    FXQUANT_TILE_STORE(3, lower + 16, kSums);
+    end_tiles(acc, acc + 16, lower, lower + 16);
 }
 
 // Sums of up to 16 rows x 64 columns: registers [1][4].
 FXQUANT_TILE void dot_tiles_low(const char* codes, int64_t stride, const int8_t* b, int64_t steps, int32_t* acc, bool add,
                                 Ahead& ahead) {
-    constexpr int64_t kSums = kPanel * sizeof(int32_t), kColumns = kPanel * kQuad;
-    if (add) {
-        FXQUANT_TILE_LOAD(0, acc, kSums);
-        FXQUANT_TILE_LOAD(1, acc + 16, kSums);
-        FXQUANT_TILE_LOAD(2, acc + 32, kSums);
-        FXQUANT_TILE_LOAD(3, acc + 48, kSums);
-    } else {
-        FXQUANT_TILE_ZERO(0);
-        FXQUANT_TILE_ZERO(1);
-        FXQUANT_TILE_ZERO(2);
-        FXQUANT_TILE_ZERO(3);
-    }
-    for (int64_t i = 0; i < steps; ++i, codes += 64, b += kTileQuads * kColumns) {
+    begin_tiles(add, acc, acc + 16, acc + 32, acc + 48);
+    for (int64_t i = 0; i < steps; ++i, codes += 64, b += kTileQuads * kBytesOfColumns) {
         FXQUANT_TILE_LOAD(4, codes, stride);
-        FXQUANT_TILE_LOAD(5, b, kColumns);
-        FXQUANT_TILE_LOAD(6, b + 64, kColumns);
+        FXQUANT_TILE_LOAD(5, b, kBytesOfColumns);
+        FXQUANT_TILE_LOAD(6, b + 64, kBytesOfColumns);
         FXQUANT_TILE_DOT(0, 4, 5);
-        FXQUANT_TILE_LOAD(7, b + 128, kColumns);
+        FXQUANT_TILE_LOAD(7, b + 128, kBytesOfColumns);
         FXQUANT_TILE_DOT(1, 4, 6);
-        FXQUANT_TILE_LOAD(5, b + 192, kColumns);
+        FXQUANT_TILE_LOAD(5, b + 192, kBytesOfColumns);
         FXQUANT_TILE_DOT(2, 4, 7);
         FXQUANT_TILE_DOT(3, 4, 5);
         ahead.fetch();
     }
-    FXQUANT_TILE_STORE(0, acc, kSums);
-    FXQUANT_TILE_STORE(1, acc + 16, kSums);
-    FXQUANT_TILE_STORE(2, acc + 32, kSums);
-    FXQUANT_TILE_STORE(3, acc + 48, kSums);
+    end_tiles(acc, acc + 16, acc + 32, acc + 48);
 }
 
 // Quads of one depth block: 32 columns of it are 16 KiB, in half the sets of the L1 cache, where they stay while all row groups

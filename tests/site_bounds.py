@@ -12,7 +12,9 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from fxquant.numerics import unpack_int8
 from fxquant.ops.around import activated, prepared
-from tests.twins import U, assert_within, int8_linear_float64
+from fxquant.spec import TensorSpec
+from tests.kernels.cpu_helpers import multiplies_digits, through
+from tests.twins import U, assert_within, fixed_point_error, int8_linear_float64
 
 fx = torch.ops.fxquant
 UNIT = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}  # roundoff of the output, past float32's
@@ -56,13 +58,11 @@ def assert_site_within_bound(node: Node, call: Call, got: Tensor) -> None:
 
 
 def _prepared(x: Tensor, kwargs: dict[str, Any]) -> Tensor:
-    """x as the kernel's product reads it: by the product with the identity, which is exact."""
+    """x as the kernel's product reads it."""
     before = {name: kwargs[name] for name in ("prologue", "by", "shift", "eps") if name in kwargs}
     if not before:
         return x
-    k = x.shape[-1]
-    packed = fx.int8_pack.default(torch.eye(k).to(torch.int8))
-    made = fx.int8_linear_weight_only.default(x, packed, torch.ones(k, 1), None, k, **before)
+    made = through(x, 0, **before)
     torch.testing.assert_close(made, prepared(x, **({"by": None, "shift": None, "eps": 0.0} | before)))
     return made
 
@@ -91,12 +91,14 @@ def _int8_linear(args: list[Any], got: Tensor) -> Exact:
 def _int8_linear_weight_only(args: list[Any], got: Tensor) -> Exact:
     x, packed, scale, bias, in_features = args
     weight = unpack_int8(packed, scale.shape[0], in_features).double() * scale.double()
-    return _float_product(x, weight, bias, in_features, got)
+    return _float_by_integers(x, weight, bias, in_features, 1, got)
 
 
 def _linear_weight_only(args: list[Any], got: Tensor) -> Exact:
     x, packed, scale, zero_point, tensor_scale, bias, n, k, spec, _ = args
     weight = fx.decode_weight.default(packed, scale, zero_point, tensor_scale, n, k, spec, torch.float32).double()
+    if TensorSpec.parse(spec).format.kind == "int":
+        return _float_by_integers(x, weight, bias, k, max(1, scale.numel() // n), got)
     return _float_product(x, weight, bias, k, got)
 
 
@@ -162,6 +164,14 @@ def _float_product(
     if bias is not None:
         y = y + bias.double().view(-1, *[1] * trailing)
     return y, gamma * sums + (U + UNIT[got.dtype]) * y.abs()
+
+
+def _float_by_integers(x: Tensor, weight: Tensor, bias: Tensor | None, k: int, granules: int, got: Tensor) -> Exact:
+    """x in fixed point times integers: exact in each granule. Its digits are larger than x by amax / 31 in all."""
+    if not multiplies_digits(0):
+        return _float_product(x, weight, bias, k, got)
+    want, bound = _float_product(x, weight, bias, granules, got)
+    return want, bound + (1 + (granules + 5) * U / 31 / 2.0**-22) * fixed_point_error(x, weight)
 
 
 _EXACT: dict[Any, Callable[..., Exact]] = {

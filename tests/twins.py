@@ -14,6 +14,14 @@ from torch import Tensor
 U = 2.0**-24  # unit roundoff of float32
 
 
+def fixed_point_error(x: Tensor, weight: Tensor) -> Tensor:
+    """How far |x| rounded to 2**-22 of its row's largest value takes x @ weight^T, at most: float64 [M, N].
+
+    What the CPU kernels of weights alone do to a float x before its products with integers, which are exact.
+    """
+    return 2.0**-22 * x.double().abs().amax(-1, keepdim=True) * weight.double().abs().sum(-1)
+
+
 def decode_float8(code: int, exponent_bits: int, mantissa_bits: int, *, has_infinity: bool) -> float:
     """Value of one float8 byte by its fields. e4m3fn: (4, 3, has_infinity=False); e5m2: (5, 2, has_infinity=True)."""
     sign = -1.0 if code & 0x80 else 1.0

@@ -56,7 +56,7 @@ def inside(threads: int, seconds: float) -> dict[int, dict[str, float]]:
     """What the process with AVX2 alone measures: seconds by size and candidate."""
     if torch.backends.cpu.get_cpu_capability() != "AVX2":
         raise WrongAnswer("AVX2", torch.backends.cpu.get_cpu_capability(), "AVX2")
-    isa = cpu.ISAS["avx2"]
+    isa = cpu.ISAS["avxvnni" if torch.cpu.get_capabilities().get("avx_vnni") else "avx2"]  # what is left without AVX512
     found: dict[int, dict[str, float]] = {}
     for size in SIZES:
         case = linear_kernels.make_case(size, 1)

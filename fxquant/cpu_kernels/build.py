@@ -35,6 +35,7 @@ _SOURCES = {
     "isa_avx512vnni.cpp": ("-O3", *_AVX512_VNNI),
     "isa_amx.cpp": ("-O3", *_AVX512_VNNI),
     "isa_avx2.cpp": ("-O3", *_AVX2),
+    "isa_avxvnni.cpp": ("-O3", *_AVX2),
     "isa_portable.cpp": ("-O3",),
     "attention.cpp": ("-O2",),
     "coded.cpp": ("-O2",),

@@ -23,7 +23,7 @@ class Library:
     """The loaded kernels.
 
     path  the shared library.
-    isa   what runs when an op is called with isa=0: 'amx', 'avx512vnni', 'avx2' or 'portable'.
+    isa   what runs when an op is called with isa=0: 'amx', 'avx512vnni', 'avxvnni', 'avx2' or 'portable'.
     """
 
     path: Path

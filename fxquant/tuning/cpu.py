@@ -19,7 +19,8 @@ from fxquant.spec import TensorSpec
 from fxquant.target import KernelConfig, Problem
 
 # The numbers that the ops' argument `isa` takes (csrc/tensors.h), the narrowest first.
-ISAS = {"portable": 1, "avx2": 2, "avx512vnni": 3, "amx": 4}
+ISAS = {"portable": 1, "avx2": 2, "avxvnni": 5, "avx512vnni": 3, "amx": 4}
+_ALWAYS_BELOW = ("portable", "avx2", "avx512vnni")  # a wider one; many CPUs with AVX512 lack AVX-VNNI
 ISA = "isa"
 ROWS, BY_ROWS, SERIAL = "rows", "by_rows", "serial"  # a blocking (csrc/launch.h); a field that is not there is 0
 _ROWS = {0: 0, 32: 1, 64: 2, 128: 3, 256: 4}  # of a task, and the numbers that stand for them
@@ -59,7 +60,8 @@ def blockings(problem: Problem, threads: int) -> tuple[dict[str, int], ...]:
 
 def isas_up_to(name: str) -> tuple[int, ...]:
     """What a CPU can run whose best instruction set has that name, the best first."""
-    return tuple(isa for isa in sorted(ISAS.values(), reverse=True) if isa <= ISAS[name])
+    known = [isa for other, isa in ISAS.items() if other in (name, *_ALWAYS_BELOW)]
+    return tuple(reversed(known[: known.index(ISAS[name]) + 1]))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from torch import Tensor
 from fxquant.numerics import code_values, spread
 from fxquant.ops import reference
 from fxquant.spec import TensorSpec
-from tests.kernels.cpu_helpers import U
+from tests.kernels.cpu_helpers import multiplies_digits
+from tests.twins import U, fixed_point_error
 
 FLOAT_NAMES = (
     "float8_e4m3fn",
@@ -108,6 +109,32 @@ class Coded:
         return op(x, *arguments, *isa)  # pyright: ignore[reportCallIssue]
 
     @property
+    def takes_codes(self) -> bool:
+        """Whether the kernels multiply codes with x in fixed point, and scale the sums of each granule."""
+        size = self.spec.granularity.size
+        whole = size == 0 or size >= self.sizes[1] or size % 4 == 0
+        return self.spec.format.kind == "int" and self.spec.scheme != "shift" and whole
+
+    def kernel_bound(self, x: Tensor, isa: int) -> tuple[Tensor, Tensor]:
+        """bound(x), or what the kernels of that instruction set do better or otherwise."""
+        if multiplies_digits(isa):
+            return self._digits_bound(x) if self.takes_codes else self.bound(x)
+        return self._granules_bound(x) if self.sums_granules else self.bound(x)
+
+    def _digits_bound(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """That of x in fixed point.
+
+        The sums of each digit in each granule meet a rounding as they become floats, one with their scale, one for each
+        granule that follows; two more put the three digits together. The digits' magnitudes are 2**16, 2**8 and 1 times
+        128 at most, beside an x of at least 2**21: together |x| + amax / 31.
+        """
+        value = self.terms()[0]
+        count = self.scale.shape[-1] + 4
+        gamma = count * U / (1 - count * U)
+        magnitude = x.double().abs() + x.double().abs().amax(-1, keepdim=True) / 31
+        return self.bound(x)[0], fixed_point_error(x, value) + gamma * (magnitude @ value.abs().t())
+
+    @property
     def sums_granules(self) -> bool:
         """Whether the kernels sum up x times codes, each granule for itself, and scale the sums."""
         size = self.spec.granularity.size
@@ -115,15 +142,13 @@ class Coded:
         wanted = self.spec.format.kind == "int" and self.spec.format.bits == 4 and self.spec.scheme != "shift"
         return wanted and (whole or (size >= 16 and size % 8 == 0))
 
-    def kernel_bound(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """bound(x), or that of sums by granule.
+    def _granules_bound(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """That of sums of floats by granule.
 
         Their terms are x * (pattern - 8), as many as a granule has k, less (zero - 8) * sum of x. Each term meets a
         rounding per k of its granule, two where the zero comes in, one for the scale, one for each granule that follows
         and one for the tensor scale.
         """
-        if not self.sums_granules:
-            return self.bound(x)
         inner, granules = self.spec.granularity.size or self.sizes[1], self.scale.shape[-1]
         count = min(inner, self.sizes[1]) + granules + 3
         raw = (self.codes.view(torch.uint8).int() & 15) ^ (0 if self.spec.has_zero_point else 8)

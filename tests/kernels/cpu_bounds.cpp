@@ -54,8 +54,17 @@ void run(const Kernels& kernels, const Sizes& s, Float type, bool with_bias) {
         for (int64_t panel = 0; panel < panels(n); ++panel) {
             const int8_t* next = layout.is_full(panel + 1) ? packed.data() + layout.offset(panel + 1) : nullptr;
             const Task task{panel, next, row0, row1};
-            kernels.int8_product({staged.data, stride, x_scale.data(), weight, out.data(), type}, task);
-            kernels.float_product({wide.data, wide_stride, weight, out.data(), type}, task);
+            kernels.int8_product({staged.data, stride, 1, x_scale.data(), weight, out.data(), type}, task);
+            if (kernels.float_product != nullptr) kernels.float_product({wide.data, wide_stride, weight, out.data(), type}, task);
+        }
+    }
+    if (kernels.quantize_digits == nullptr) return;
+    Buffer<char> digits(m * kDigits * stride);
+    kernels.quantize_digits(rows, 0, m, digits.data, stride, x_scale.data());
+    for (int64_t row0 = 0; row0 < m; row0 += kRowBlock / kDigits) {
+        const int64_t row1 = row0 + kRowBlock / kDigits < m ? row0 + kRowBlock / kDigits : m;
+        for (int64_t panel = 0; panel < panels(n); ++panel) {
+            kernels.int8_product({digits.data, stride, kDigits, x_scale.data(), weight, out.data(), type}, {panel, nullptr, row0, row1});
         }
     }
 }
@@ -74,23 +83,33 @@ void run_coded(const Kernels& kernels, const Sizes& s, int64_t bits, Scheme sche
                              {zero.data(), Stored::u8, shared}, granules, granule, bias.data(), bias.data(), n, k};
     const Rows rows{x.data(), k, k, Float::f32};
     const int64_t stride = staged_stride(k, kernels.code_bytes), wide_stride = staged_stride(k, 4) / 4;
-    Buffer<char> staged(m * stride);
+    const int64_t digits = kernels.quantize_digits == nullptr ? 1 : kDigits;
+    Buffer<char> staged(m * digits * stride);
     Buffer<float> wide(m * wide_stride);
     kernels.widen(rows, 0, m, wide.data, wide_stride);
-    std::vector<float> out(m * n), decoded(n * k);
+    std::vector<float> out(m * n), decoded(n * k), x_sums(m * granules);
     std::vector<Piece> pieces;
     for (int64_t g = 0; g < granules; ++g) pieces.push_back({g * granule, (g + 1) * granule < k ? (g + 1) * granule : k, g});
-    std::vector<int32_t> sums(m * granules);
-    const CodedDynamicProblem dynamic{staged.data, stride,   x_scale.data(), sums.data(), pieces.data(), granules,
-                                      weight,      out.data(), Float::f32};
+    std::vector<int32_t> sums(m * digits * granules);
+    const PieceRows piece_rows = {sums.data(), nullptr, granules};
+    const auto dynamic = [&](int64_t d) {
+        return CodedDynamicProblem{staged.data, stride, d, x_scale.data(), 0, piece_rows, pieces.data(), granules, weight, out.data(), Float::f32};
+    };
     const bool whole_quads = granules == 1 || granule % kQuad == 0;
-    if (whole_quads) kernels.coded.quantize(rows, 0, m, dynamic, staged.data, x_scale.data(), sums.data());
     for (int64_t panel = 0; panel < panels(n); ++panel) {
         kernels.coded.decode(weight, panel, decoded.data(), Float::f32);
         for (int64_t row0 = 0; row0 < m; row0 += kRowBlock) {
             const int64_t row1 = row0 + kRowBlock < m ? row0 + kRowBlock : m;
-            kernels.coded.product({wide.data, wide_stride, weight, out.data(), Float::f32}, panel, row0, row1);
-            if (whole_quads) kernels.coded.dynamic_product(dynamic, panel, row0, row1);
+            for (int64_t r = row0; kernels.coded.sum != nullptr && r < row1; ++r) {
+                kernels.coded.sum(weight, wide.data + r * wide_stride, x_sums.data() + r * granules);
+            }
+            kernels.coded.product({wide.data, wide_stride, x_sums.data(), weight, out.data(), Float::f32}, panel, row0, row1);
+        }
+        for (int64_t d = 1; whole_quads && d <= digits; d += kDigits - 1) {
+            kernels.coded.quantize(rows, 0, m, dynamic(d), staged.data, x_scale.data(), sums.data());
+            for (int64_t row0 = 0; row0 < m; row0 += kRowBlock / kDigits) {
+                kernels.coded.dynamic_product(dynamic(d), panel, row0, row0 + kRowBlock / kDigits < m ? row0 + kRowBlock / kDigits : m);
+            }
         }
     }
 }
@@ -192,7 +211,7 @@ int main() {
     }
     const Sizes shapes[] = {{1, 1, 1},    {1, 33, 65},  {2, 64, 4},   {3, 65, 5},    {5, 63, 3},   {6, 64, 64},  {3, 65, 260},
                             {7, 129, 31}, {13, 70, 66}, {97, 65, 20}, {259, 70, 12}, {2, 1, 7000}, {2, 70, 447}, {70, 70, 1100}};
-    for (const int64_t isa : {kPortable, kAvx2, kAvx512Vnni, kAmx}) {
+    for (const int64_t isa : {kPortable, kAvx2, kAvxVnni, kAvx512Vnni, kAmx}) {
         const Kernels* kernels = kernels_of_isa(isa);
         if (kernels == nullptr || !cpu_has(isa)) continue;
         for (const Sizes& shape : shapes) {

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from fxquant import cpu_kernels, ops
+from fxquant.numerics import pack_granules, pack_panels
+from fxquant.spec import TensorSpec
 
 U = 2.0**-24  # unit roundoff of float32
 U_OUT = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
@@ -16,7 +19,7 @@ SMALLEST_HALF_STEP = {torch.float32: 2.0**-150, torch.bfloat16: 2.0**-134, torch
 SECOND_ORDER = 1.0 + 2.0**-10  # what a first-order bound leaves out, generously
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-ISAS = {0: "choose", 1: "portable", 2: "avx2", 3: "avx512vnni", 4: "amx"}
+ISAS = {0: "choose", 1: "portable", 2: "avx2", 3: "avx512vnni", 4: "amx", 5: "avxvnni"}
 
 # The smallest, then one off the block sizes: 64 columns, 4 k, tiles of 4 and 6 rows, 256 rows a task.
 SHAPES = [
@@ -52,7 +55,7 @@ def loaded() -> cpu_kernels.Library:
 
 def has_isa(isa: int) -> bool:
     """Whether this CPU runs the kernels of that number; those of 0 and 1 run everywhere."""
-    needs = {2: "avx2", 3: "avx512_vnni", 4: "amx_int8"}
+    needs = {2: "avx2", 3: "avx512_vnni", 4: "amx_int8", 5: "avx_vnni"}
     return isa not in needs or bool(torch.cpu.get_capabilities().get(needs[isa]))
 
 
@@ -60,6 +63,11 @@ def need_isa(isa: int) -> int:
     if not has_isa(isa):
         pytest.skip(f"this CPU lacks {ISAS[isa]}")
     return isa
+
+
+def multiplies_digits(isa: int) -> bool:
+    """Whether products of floats with integers are those of x in fixed point; else they are sums of floats."""
+    return isa in (3, 4, 5) or (isa == 0 and (has_isa(3) or has_isa(5)))
 
 
 def pairs(isa: int, dtype: torch.dtype) -> bool:
@@ -93,6 +101,14 @@ def problem(n: int, k: int, *, seed: int, exact: bool) -> Problem:
         scale = torch.rand(n, 1, generator=generator) * 0.01 + 1e-4
         bias = torch.randn(n, generator=generator)
     return Problem(codes, scale, bias, torch.ops.fxquant.int8_pack(codes))
+
+
+def through(x: Tensor, isa: int, **around: Any) -> Tensor:
+    """x [M, K] times the identity with what stands around it: exact, as floats meet float8 codes as floats."""
+    k, spec = x.shape[-1], TensorSpec.parse("float8_e4m3fn/tensor")
+    codes, one = torch.eye(k).to(torch.float8_e4m3fn), torch.ones(1, 1)
+    packed = pack_panels(codes, spec), pack_granules(one, spec, k, k), None, None, None
+    return torch.ops.fxquant.linear_weight_only(x, *packed, k, k, str(spec), x.dtype, isa, **around)
 
 
 def product64(x_codes: Tensor, weight_codes: Tensor) -> Tensor:

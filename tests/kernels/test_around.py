@@ -23,6 +23,7 @@ from tests.kernels.cpu_helpers import (
     assert_within,
     has_isa,
     problem,
+    through,
 )
 
 ops = torch.ops.fxquant
@@ -42,13 +43,6 @@ pytestmark = pytest.mark.usefixtures("kernels")
 
 def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def through(x: Tensor, isa: int, **around: Any) -> Tensor:
-    """x [M, K] times the identity, which is exact, with what stands around it."""
-    k = x.shape[-1]
-    packed = ops.int8_pack(torch.eye(k).to(torch.int8))
-    return ops.int8_linear_weight_only(x, packed, torch.ones(k, 1), None, k, isa, **around)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -73,7 +73,7 @@ def test_a_row_does_not_depend_on_the_others(weights: str, activations: str, n: 
         assert torch.equal(kernel.run((x[:rows], *rest), isa), want[:rows]), rows
 
 
-@pytest.mark.parametrize("exponent", [-126, 0, 120])
+@pytest.mark.parametrize("exponent", [-126, 0, 100])
 @pytest.mark.parametrize("weights", ["int4/group64/bf16", "int4/group64/affine/bf16"])
 def test_a_row_does_not_depend_on_the_others_at_scales_of_any_size(weights: str, exponent: int, isa: int) -> None:
     problem = Problem("linear", 17, 64, 128, weights, "", "float32")

@@ -196,7 +196,8 @@ def test_the_instruction_set_is_the_best_that_the_cpu_has() -> None:
     able = torch.cpu.get_capabilities()
     avx512 = all(able.get(name) for name in ("avx512_f", "avx512_bw", "avx512_dq", "avx512_vl", "avx512_vnni"))
     with_avx512 = "amx" if able.get("amx_int8") else "avx512vnni"
-    without = "avx2" if able.get("avx2") and able.get("fma3") else "portable"
+    with_avx2 = "avxvnni" if able.get("avx_vnni") else "avx2"
+    without = with_avx2 if able.get("avx2") and able.get("fma3") else "portable"
     expected = with_avx512 if avx512 else without
     assert library.isa == cpu_kernels.best_isa() == expected
 

@@ -1,4 +1,4 @@
-"""The float x int8 kernels of the CPU: float32 sums, so the answer has a bound, not bits."""
+"""The float x int8 kernels of the CPU, of floats or of x in fixed point: the answer has a bound."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from fxquant.ops import reference
 from tests.kernels.cpu_helpers import (
     DTYPES,
+    ISAS,
     SECOND_ORDER,
     SHAPES,
     SMALLEST_HALF_STEP,
@@ -17,8 +18,11 @@ from tests.kernels.cpu_helpers import (
     U,
     assert_equal,
     assert_within,
+    has_isa,
+    multiplies_digits,
     problem,
 )
+from tests.twins import fixed_point_error
 
 ops = torch.ops.fxquant
 
@@ -26,15 +30,18 @@ ops = torch.ops.fxquant
 pytestmark = pytest.mark.usefixtures("kernels")
 
 
-def check(p: Problem, x: Tensor, got: Tensor, bias: Tensor | None) -> None:
-    """gamma_K |x| |codes|^T scale for the sum, u for the scale and for the bias, u_out for the output."""
+def check(isa: int, p: Problem, x: Tensor, got: Tensor, bias: Tensor | None) -> None:
+    """What the sum may be off, u for the scale and for the bias, u_out for the output.
+
+    The sum is exact but for x, and then rounded; or gamma_K |x| |weight|^T off, where it is one of floats.
+    """
     k = p.in_features
-    scale = p.scale.double().t()
-    product = (x.double() @ p.codes.double().t()) * scale
-    magnitude = (x.double().abs() @ p.codes.double().abs().t()) * scale
+    weight = p.codes.double() * p.scale.double()
+    product = x.double() @ weight.t()
     want = product if bias is None else product + bias.double()
-    gamma = k * U / (1 - k * U)
-    bound = gamma * magnitude + U * product.abs() + (U + U_OUT[x.dtype]) * want.abs()
+    of_floats = k * U / (1 - k * U) * (x.double().abs() @ weight.abs().t())
+    off = fixed_point_error(x, weight) + U * product.abs() if multiplies_digits(isa) else of_floats
+    bound = off + U * product.abs() + (U + U_OUT[x.dtype]) * want.abs()
     assert got.dtype == x.dtype
     assert_within(got, want, SECOND_ORDER * bound + SMALLEST_HALF_STEP[x.dtype])
 
@@ -45,7 +52,7 @@ def test_sums_stay_in_the_derived_bound(isa: int, shape: tuple[int, int, int], d
     m, n, k = shape
     p = problem(n, k, seed=31, exact=False)
     x = torch.randn(m, k, generator=torch.Generator().manual_seed(32)).to(dtype)
-    check(p, x, ops.int8_linear_weight_only(x, p.packed, p.scale, p.bias, k, isa), p.bias)
+    check(isa, p, x, ops.int8_linear_weight_only(x, p.packed, p.scale, p.bias, k, isa), p.bias)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 97])
@@ -59,7 +66,7 @@ def test_exact_where_float32_holds_every_sum(isa: int, rows: int) -> None:
 
 @pytest.mark.parametrize("rows", [1, 2])
 def test_large_values_give_the_bits_of_small_ones(isa: int, rows: int) -> None:
-    """Sums may be kept as multiples of themselves, but only where these do not overflow."""
+    """Sums may be kept as multiples of themselves where these do not overflow; x is counted in a power of two."""
     p = problem(70, 300, seed=44, exact=True)
     x = torch.randn(rows, 300, generator=torch.Generator().manual_seed(45))
     small = ops.int8_linear_weight_only(x, p.packed, p.scale, None, 300, isa)
@@ -71,18 +78,38 @@ def test_bias_of_any_float_type(isa: int, bias_dtype: torch.dtype | None) -> Non
     p = problem(70, 40, seed=35, exact=False)
     bias = None if bias_dtype is None else p.bias.to(bias_dtype)
     x = torch.randn(5, 40, generator=torch.Generator().manual_seed(36))
-    check(p, x, ops.int8_linear_weight_only(x, p.packed, p.scale, bias, 40, isa), bias)
+    check(isa, p, x, ops.int8_linear_weight_only(x, p.packed, p.scale, bias, 40, isa), bias)
 
 
-@pytest.mark.parametrize("rows", [2, 100])
-def test_a_long_sum(isa: int, rows: int) -> None:
-    p = problem(3, 70_001, seed=37, exact=False)
-    x = torch.randn(rows, 70_001, generator=torch.Generator().manual_seed(38))
-    check(p, x, ops.int8_linear_weight_only(x, p.packed, p.scale, None, 70_001, isa), None)
+@pytest.mark.parametrize(("rows", "k"), [(2, 70_001), (100, 70_001), (2, 131_077)])  # and beyond int32
+def test_a_long_sum(isa: int, rows: int, k: int) -> None:
+    p = problem(3, k, seed=37, exact=False)
+    x = torch.randn(rows, k, generator=torch.Generator().manual_seed(38))
+    check(isa, p, x, ops.int8_linear_weight_only(x, p.packed, p.scale, None, k, isa), None)
+
+
+def test_half_floats_and_integers_make_the_sum_itself() -> None:
+    """x in fixed point holds a bfloat16 down to 2**-13 of the row's largest: float64's sum, rounded once, on each."""
+    p, generator = problem(70, 300, seed=46, exact=True), torch.Generator().manual_seed(47)
+    x = torch.randn(9, 300, generator=generator).bfloat16()
+    x[x.abs() < 2.0**-10] = 0
+    want = (x.double() @ p.codes.double().t()).float() * p.scale.t()
+    for isa in (isa for isa in ISAS if has_isa(isa) and multiplies_digits(isa)):
+        got = ops.int8_linear_weight_only(x, p.packed, p.scale, None, 300, isa)
+        assert_equal(got, want.bfloat16())
+
+
+def test_instruction_sets_that_take_x_in_fixed_point_give_the_same_bits() -> None:
+    p = problem(200, 333, seed=48, exact=False)
+    x = torch.randn(40, 333, generator=torch.Generator().manual_seed(49))
+    able = [isa for isa in ISAS if isa and has_isa(isa) and multiplies_digits(isa)]
+    first, *rest = [ops.int8_linear_weight_only(x, p.packed, p.scale, p.bias, 333, isa) for isa in able] or [None]
+    for other in rest:
+        assert_equal(other, first)
 
 
 def test_heights_give_the_same_rows(isa: int) -> None:
-    """A row's bits do not depend on how many rows stand beside it: the order of its sum is always that of k."""
+    """A row's bits do not depend on how many rows stand beside it: its sums are exact, or in the order of k."""
     p = problem(70, 333, seed=39, exact=False)
     x = torch.randn(130, 333, generator=torch.Generator().manual_seed(40))
     whole = ops.int8_linear_weight_only(x, p.packed, p.scale, p.bias, 333, isa)

@@ -12,8 +12,8 @@ from torch import Tensor
 from fxquant.errors import InvalidSpec, ShapeMismatch
 from fxquant.ops import reference
 from fxquant.ops.around import HALVES
-from tests.kernels.cpu_helpers import DTYPES, ISAS, assert_equal, has_isa
-from tests.kernels.test_around import FUNCTIONS, linears, normal, through
+from tests.kernels.cpu_helpers import DTYPES, ISAS, assert_equal, has_isa, through
+from tests.kernels.test_around import FUNCTIONS, linears, normal
 
 ops = torch.ops.fxquant
 SHAPES = [(1, 128, 1), (3, 256, 37), (17, 384, 64), (70, 128, 357), (300, 640, 130)]

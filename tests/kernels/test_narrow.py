@@ -11,6 +11,7 @@ from torch import Tensor
 from fxquant.ops import reference
 from tests.kernels.coded_problems import FEW_SPECS, FLOAT_SPECS, INTEGER_SPECS, Coded, coded
 from tests.kernels.cpu_helpers import SECOND_ORDER, U, assert_equal, assert_within, loaded, need_isa, problem
+from tests.kernels.test_cpu_weight_only import check
 
 ops = torch.ops.fxquant
 FEATURES = (1, 8, 10, 16, 24, 40, 80, 100, 1000, 4096)
@@ -32,7 +33,7 @@ def kernels() -> None:
     loaded()
 
 
-@pytest.fixture(params=[1, 2, 3, 4], ids=["portable", "avx2", "avx512vnni", "amx"])
+@pytest.fixture(params=[1, 2, 3, 4, 5], ids=["portable", "avx2", "avx512vnni", "amx", "avxvnni"])
 def isa(request: pytest.FixtureRequest) -> int:
     return need_isa(request.param)
 
@@ -48,10 +49,7 @@ def test_int8(isa: int, n: int, k: int) -> None:
     assert_equal(p.packed, reference.int8_pack(p.codes))
     want = reference.int8_linear_dynamic(x, p.packed, p.scale, p.bias, k)
     assert_equal(ops.int8_linear_dynamic(x, p.packed, p.scale, p.bias, k, isa), want)
-    exact = x.double() @ (p.codes.double() * p.scale.double()).t() + p.bias.double()
-    magnitude = x.double().abs() @ (p.codes.double() * p.scale.double()).abs().t()
-    bound = SECOND_ORDER * (k + 2) * U * (magnitude + exact.abs())
-    assert_within(ops.int8_linear_weight_only(x, p.packed, p.scale, p.bias, k, isa), exact, bound)
+    check(isa, p, x, ops.int8_linear_weight_only(x, p.packed, p.scale, p.bias, k, isa), p.bias)
 
 
 @pytest.mark.parametrize("k", DEPTHS)
@@ -60,8 +58,8 @@ def test_float_products(n: int, k: int) -> None:
     for text in WIDTHS if n < 1000 else WIDTHS[:3]:
         p, x = coded(text, n, k, seed=51), random_x(3, k)
         assert torch.equal(ops.pack_panels(p.codes, text), reference.pack_panels(p.codes, text))
-        exact, bound = p.kernel_bound(x)
         for isa in (1, 2, 3):
+            exact, bound = p.kernel_bound(x, isa)
             got = p.weight_only(ops.linear_weight_only, x, None, torch.float32, need_isa(isa))
             assert_within(got, exact, SECOND_ORDER * bound)
 

@@ -6,6 +6,7 @@ struct Avx512Vnni : Vectors<16> {
     using Code = uint8_t;
     using CodeVector = B;  // the low byte of code + 128 is the same, signed or not
     static constexpr int kCodeOffset = 128;
+    static constexpr bool kMultipliesDigits = true;
     // 6 rows x 4 vectors are 24 sums; with 4 vectors of B and one broadcast they fill the 32 registers, and 24 products per
     // 10 loads keep both multiply ports busy.
     static constexpr int kTall = 6;
@@ -14,18 +15,11 @@ struct Avx512Vnni : Vectors<16> {
     static constexpr bool kAttendsByTiles = false;
     static constexpr int kFloatVectors = 4;
     static constexpr int kLoneVectors = 4;  // of one row
-    static constexpr bool kRaisesCodes = false;
     static constexpr int kFused = 4;        // rows
     static constexpr double kProducts = 250, kFloatProducts = 60;  // a nanosecond: see launch.h
     static constexpr bool kScalesSums = true;
 
     static F fma(F a, F b, F c) { return bits<F>(_mm512_fmadd_ps(bits<__m512>(a), bits<__m512>(b), bits<__m512>(c))); }
-    // Not one vpternlogd: Zen 5 has four units for operations of two operands, and two for those of three, which multiply.
-    static U merge(U x, uint32_t mask, uint32_t other) {
-        __m512i kept = _mm512_and_si512(bits<__m512i>(x), _mm512_set1_epi32(static_cast<int32_t>(mask)));
-        asm("" : "+v"(kept));  // GCC would make it one again
-        return bits<U>(_mm512_or_si512(kept, _mm512_set1_epi32(static_cast<int32_t>(other))));
-    }
     static F least(F a, F b) { return bits<F>(_mm512_min_ps(bits<__m512>(a), bits<__m512>(b))); }
     static F greatest(F a, F b) { return bits<F>(_mm512_max_ps(bits<__m512>(a), bits<__m512>(b))); }
     static constexpr bool kStoresUpper = true;
@@ -38,11 +32,6 @@ struct Avx512Vnni : Vectors<16> {
     template <class To>
     static To last_bytes(I v) {
         return bits<To>(_mm512_cvtepi32_epi8(bits<__m512i>(v)));
-    }
-    static constexpr bool kTogglesBits = true;
-    static U toggle(U x, uint32_t mask, uint32_t other) {  // (x & mask) ^ other
-        return bits<U>(_mm512_ternarylogic_epi32(bits<__m512i>(x), _mm512_set1_epi32(static_cast<int32_t>(mask)),
-                                                 _mm512_set1_epi32(static_cast<int32_t>(other)), 0x6a));
     }
     static F load_half(const void* from) { return bits<F>(_mm512_cvtph_ps(load<__m256i>(from))); }
     static void store_half(void* to, F v) {
@@ -113,29 +102,6 @@ struct Avx512Vnni : Vectors<16> {
         }
 
         __m512i table[kTables];
-    };
-
-    // Patterns of 4 bits less 8, looked up as floats, or in the upper half of a lane as bfloat16, which is a float already: no
-    // shift brings them down.
-    struct Nibbles {
-        Nibbles() {
-            for (int i = 0; i < 32; ++i) {
-                const auto value = static_cast<float>(i % 16 - 8);
-                floats[i % 16] = value;
-                halves[i] = static_cast<uint16_t>(bits<uint32_t>(value) >> 16);
-            }
-        }
-
-        // That of the k-th of 8 k. held: a vector of a block.
-        template <int k>
-        F value(U held) const {
-            const auto codes = bits<__m512i>(held >> (k / 4 * 4 + k % 2 * 8));
-            if constexpr (k % 4 < 2) return bits<F>(_mm512_permutexvar_ps(codes, load<__m512>(floats)));
-            return bits<F>(_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, codes, load<__m512i>(halves)));
-        }
-
-        alignas(64) float floats[16];
-        alignas(64) uint16_t halves[32];
     };
 
     static constexpr int kTurned = 16;  // features at a time

@@ -22,6 +22,7 @@ Tensor pack_panels(const Tensor codes, const std::string text) {
     Tensor packed = torch::stable::empty({plane_layout(n, k, bits).bytes()}, ScalarType::Byte, std::nullopt, codes.device());
     const auto* in = static_cast<const uint8_t*>(from.data_ptr());
     auto* out = static_cast<uint8_t*>(packed.data_ptr());
+    prefer_huge_pages(out, packed.numel());
     const auto flip = static_cast<uint8_t>(pattern_offset(spec));
     split(panels(n), n * k < kSerialElements, [&](int64_t begin, int64_t end) {
         for (int64_t p = begin; p < end; ++p) pack_planes(in, n, k, bits, flip, p, out);
@@ -45,51 +46,6 @@ Tensor decode_weight(const Tensor packed, const Tensor scale, const std::optiona
 
 int64_t float_bytes(Float type) { return type == Float::f32 ? 4 : 2; }
 
-Tensor linear_weight_only(const Tensor x, const Tensor packed, const Tensor scale, const std::optional<Tensor> zero_point,
-                          const std::optional<Tensor> tensor_scale, const std::optional<Tensor> bias, int64_t out_features,
-                          int64_t in_features, const std::string text, ScalarType dtype, int64_t isa,
-                          const std::optional<Tensor> residual, const std::string activation, const std::string prologue,
-                          const std::optional<Tensor> by, const std::optional<Tensor> shift, double eps) {
-    const char* op = "linear_weight_only";
-    const Kernels& kernels = kernels_for(isa);
-    const RowView rows = row_view(op, "x", x);
-    check_width(op, rows, in_features);
-    const Float type = float_type(op, "x", x.scalar_type()), out_type = float_type(op, "dtype", dtype);
-    const HeldBefore before(op, kernels, x, rows, type, prologue, by, shift, eps);
-    const HeldCodedWeight weight(op, kernels, packed, scale, zero_point, tensor_scale, bias, out_features, in_features, text);
-    CodedWeight w = weight.view;
-    const int64_t columns = result_columns(op, out_features, activation);
-    Tensor out = like_rows(x, columns, dtype);
-    const HeldAfter after(op, out, residual, activation);
-
-    const int64_t stride = staged_stride(in_features, sizeof(float)) / static_cast<int64_t>(sizeof(float));
-    const int64_t count_of_sums = sums_granules(w) && w.scheme == Scheme::affine ? w.granules : 0;
-    const int64_t row_bytes = (stride + count_of_sums) * static_cast<int64_t>(sizeof(float));
-    const int64_t most = pass_rows(rows.rows, row_bytes);
-    auto* wide = reinterpret_cast<float*>(scratch(most * row_bytes));
-    float* sums = wide + most * stride;
-    for (int64_t first = 0; first < rows.rows; first += most) {
-        const int64_t count = std::min(most, rows.rows - first);
-        const Rows from = rows_from(rows, type, first);
-        split(count, count * in_features < kSerialElements, [&](int64_t begin, int64_t end) {
-            for_prepared(kernels, before.from(first), from, begin, end,
-                         [&](const Rows& prepared, int64_t row0, int64_t row1, int64_t at) {
-                             kernels.widen(prepared, row0, row1, wide + at * stride, stride);
-                         });
-            for (int64_t r = begin; count_of_sums > 0 && r < end; ++r) kernels.coded.sum(w, wide + r * stride, sums + r * count_of_sums);
-        });
-        void* to = static_cast<char*>(out.data_ptr()) + first * columns * float_bytes(out_type);
-        w.after = after.from(first, out_type);
-        const CodedProblem problem{wide, stride, sums, w, to, out_type};
-        const double time = product_time(count, out_features, in_features, w.bits, kernels.float_products);
-        for_products(problem, count, time, blocking_of(isa),
-                     [&](const CodedProblem& p, int64_t panel, int64_t row0, int64_t row1, int64_t) {
-                         kernels.coded.product(p, panel, row0, row1);
-                     });
-    }
-    return out;
-}
-
 // x_group: of the values of x that share a scale; 0 where all of a row do.
 std::vector<Piece> pieces_of(const CodedWeight& w, int64_t x_group) {
     std::vector<Piece> pieces;
@@ -105,6 +61,123 @@ std::vector<Piece> pieces_of(const CodedWeight& w, int64_t x_group) {
     return pieces;
 }
 
+// What a product with a coded weight is given, and its result.
+struct Linear {
+    const Kernels& kernels;
+    const RowView& rows;
+    Float type;
+    const HeldBefore& before;
+    const CodedWeight& weight;
+    const HeldAfter& after;
+    Tensor& out;
+    Float out_type;
+    int64_t config;
+
+    // Of the pass that begins with row `first`.
+    void* to(int64_t first) const { return static_cast<char*>(out.data_ptr()) + first * after.columns * float_bytes(out_type); }
+    CodedWeight weight_from(int64_t first) const {
+        CodedWeight w = weight;
+        w.after = after.from(first, out_type);
+        return w;
+    }
+
+    // body(prepared rows, row0, row1, at) of `count` rows from `first` on: see for_prepared.
+    template <class Body>
+    void prepare(int64_t first, int64_t count, Body body) const {
+        split(count, count * weight.in_features < kSerialElements, [&](int64_t begin, int64_t end) {
+            for_prepared(kernels, before.from(first), rows_from(rows, type, first), begin, end, body);
+        });
+    }
+};
+
+// Of weights whose sums take codes: integers that only a scale and a zero point stand between.
+bool takes_codes(const CodedWeight& w) {
+    return w.integer && w.scheme != Scheme::shift && w.tensor_scale == nullptr && (w.granules == 1 || w.granule % kQuad == 0);
+}
+
+// x as codes, or as digits.
+void product_of_codes(const Linear& linear, int64_t digits, int64_t x_group) {
+    const Kernels& kernels = linear.kernels;
+    const CodedWeight& w = linear.weight;
+    const int64_t group = std::min(x_group, round_up(w.in_features, kBlock));
+    const std::vector<Piece> pieces = pieces_of(w, group);
+    const auto count = static_cast<int64_t>(pieces.size());
+    const int64_t scales = group == 0 ? 1 : count;
+    const int64_t stride = staged_stride(w.in_features, kernels.code_bytes);
+    const int64_t row_bytes = stride * digits + (scales + count * digits) * static_cast<int64_t>(sizeof(float));
+    const int64_t most = pass_rows(linear.rows.rows, row_bytes), most_codes = most * digits;
+    const int64_t task = kernels.by_rows ? kRowBlock : kPatternRows;
+    const Blocking by = blocking_of(linear.config, {task, kernels.by_rows}).of_digits(digits, task);
+    char* staged = scratch(most * row_bytes);
+    auto* x_scale = reinterpret_cast<float*>(staged + most_codes * stride);
+    auto* sums = reinterpret_cast<int32_t*>(x_scale + most * scales);
+    const PieceRows piece_rows = {sums, group == 0 ? nullptr : x_scale, count};
+    const float* row_scale = group == 0 ? x_scale : nullptr;
+    for (int64_t first = 0; first < linear.rows.rows; first += most) {
+        const int64_t now = std::min(most, linear.rows.rows - first);
+        const CodedDynamicProblem problem{staged,     stride, digits, row_scale, group, piece_rows, pieces.data(), count,
+                                          linear.weight_from(first), linear.to(first), linear.out_type};
+        linear.prepare(first, now, [&](const Rows& prepared, int64_t row0, int64_t row1, int64_t at) {
+            const int64_t code = at * digits;
+            kernels.coded.quantize(prepared, row0, row1, problem, staged + code * stride, x_scale + at * scales, sums + code * count);
+        });
+        const double time = product_time(now, w.out_features, w.in_features, w.bits,
+                                         kernels.int8_products / static_cast<double>(digits));
+        for_products(problem, now, time, by, [&](const CodedDynamicProblem& p, int64_t panel, int64_t row0, int64_t row1, int64_t) {
+            kernels.coded.dynamic_product(p, panel, row0, row1);
+        });
+    }
+}
+
+// x as floats.
+void product_of_floats(const Linear& linear) {
+    const Kernels& kernels = linear.kernels;
+    const CodedWeight& w = linear.weight;
+    const int64_t stride = staged_stride(w.in_features, sizeof(float)) / static_cast<int64_t>(sizeof(float));
+    const bool summed = kernels.coded.sum != nullptr && sums_granules(w) && w.scheme == Scheme::affine;
+    const int64_t count_of_sums = summed ? w.granules : 0;
+    const int64_t row_bytes = (stride + count_of_sums) * static_cast<int64_t>(sizeof(float));
+    const int64_t most = pass_rows(linear.rows.rows, row_bytes);
+    auto* wide = reinterpret_cast<float*>(scratch(most * row_bytes));
+    float* sums = wide + most * stride;
+    for (int64_t first = 0; first < linear.rows.rows; first += most) {
+        const int64_t now = std::min(most, linear.rows.rows - first);
+        linear.prepare(first, now, [&](const Rows& prepared, int64_t row0, int64_t row1, int64_t at) {
+            kernels.widen(prepared, row0, row1, wide + at * stride, stride);
+            for (int64_t r = at + row0; summed && r < at + row1; ++r) kernels.coded.sum(w, wide + r * stride, sums + r * count_of_sums);
+        });
+        const CodedProblem problem{wide, stride, sums, linear.weight_from(first), linear.to(first), linear.out_type};
+        const double time = product_time(now, w.out_features, w.in_features, w.bits, kernels.float_products);
+        for_products(problem, now, time, blocking_of(linear.config),
+                     [&](const CodedProblem& p, int64_t panel, int64_t row0, int64_t row1, int64_t) {
+                         kernels.coded.product(p, panel, row0, row1);
+                     });
+    }
+}
+
+Tensor linear_weight_only(const Tensor x, const Tensor packed, const Tensor scale, const std::optional<Tensor> zero_point,
+                          const std::optional<Tensor> tensor_scale, const std::optional<Tensor> bias, int64_t out_features,
+                          int64_t in_features, const std::string text, ScalarType dtype, int64_t isa,
+                          const std::optional<Tensor> residual, const std::string activation, const std::string prologue,
+                          const std::optional<Tensor> by, const std::optional<Tensor> shift, double eps) {
+    const char* op = "linear_weight_only";
+    const Kernels& kernels = kernels_for(isa);
+    const RowView rows = row_view(op, "x", x);
+    check_width(op, rows, in_features);
+    const Float type = float_type(op, "x", x.scalar_type()), out_type = float_type(op, "dtype", dtype);
+    const HeldBefore before(op, kernels, x, rows, type, prologue, by, shift, eps);
+    const HeldCodedWeight weight(op, kernels, packed, scale, zero_point, tensor_scale, bias, out_features, in_features, text);
+    Tensor out = like_rows(x, result_columns(op, out_features, activation), dtype);
+    const HeldAfter after(op, out, residual, activation);
+    const Linear linear{kernels, rows, type, before, weight.view, after, out, out_type, isa};
+    if (kernels.quantize_digits != nullptr && takes_codes(weight.view)) {
+        product_of_codes(linear, kDigits, 0);
+    } else {
+        product_of_floats(linear);
+    }
+    return out;
+}
+
 Tensor linear_dynamic(const Tensor x, const Tensor packed, const Tensor scale, const std::optional<Tensor> zero_point,
                       const std::optional<Tensor> bias, int64_t out_features, int64_t in_features, const std::string text,
                       ScalarType dtype, int64_t isa, const std::optional<Tensor> residual, const std::string activation,
@@ -117,47 +190,13 @@ Tensor linear_dynamic(const Tensor x, const Tensor packed, const Tensor scale, c
     const Float type = float_type(op, "x", x.scalar_type()), out_type = float_type(op, "dtype", dtype);
     const HeldBefore before(op, kernels, x, rows, type, prologue, by, shift, eps);
     const HeldCodedWeight weight(op, kernels, packed, scale, zero_point, std::nullopt, bias, out_features, in_features, text);
-    CodedWeight w = weight.view;
-    STD_TORCH_CHECK(w.integer && w.scheme != Scheme::shift && (w.granules == 1 || w.granule % kQuad == 0), "fxquant::", op, ": spec '",
-                    text, "' is not of integers, symmetric or affine, in groups that are a multiple of ", kQuad);
+    STD_TORCH_CHECK(takes_codes(weight.view), "fxquant::", op, ": spec '", text,
+                    "' is not of integers, symmetric or affine, in groups that are a multiple of ", kQuad);
     STD_TORCH_CHECK(x_group >= 0 && x_group % kQuad == 0, "fxquant::", op, ": x_group is ", x_group,
                     "; 0, or a multiple of ", kQuad, ", is taken");
-    const int64_t columns = result_columns(op, out_features, activation);
-    Tensor out = like_rows(x, columns, dtype);
+    Tensor out = like_rows(x, result_columns(op, out_features, activation), dtype);
     const HeldAfter after(op, out, residual, activation);
-
-    const int64_t group = std::min(x_group, round_up(in_features, kBlock));
-    const std::vector<Piece> pieces = pieces_of(w, group);
-    const auto count = static_cast<int64_t>(pieces.size());
-    const int64_t scales = group == 0 ? 1 : count;
-    const int64_t stride = staged_stride(in_features, kernels.code_bytes);
-    const int64_t row_bytes = stride + (scales + count) * static_cast<int64_t>(sizeof(float));
-    const int64_t most = pass_rows(rows.rows, row_bytes);
-    const Blocking usual = kernels.by_rows ? Blocking{kRowBlock, true} : Blocking{kPatternRows};
-    char* staged = scratch(most * row_bytes);
-    auto* x_scale = reinterpret_cast<float*>(staged + most * stride);
-    auto* sums = reinterpret_cast<int32_t*>(x_scale + most * scales);
-    const PieceRows piece_rows = {sums, group == 0 ? nullptr : x_scale, count};
-    const float* row_scale = group == 0 ? x_scale : nullptr;
-    for (int64_t first = 0; first < rows.rows; first += most) {
-        const int64_t now = std::min(most, rows.rows - first);
-        const Rows from = rows_from(rows, type, first);
-        void* to = static_cast<char*>(out.data_ptr()) + first * columns * float_bytes(out_type);
-        w.after = after.from(first, out_type);
-        const CodedDynamicProblem problem{staged, stride, row_scale, group, piece_rows, pieces.data(), count, w, to, out_type};
-        split(now, now * in_features < kSerialElements, [&](int64_t begin, int64_t end) {
-            for_prepared(kernels, before.from(first), from, begin, end,
-                         [&](const Rows& prepared, int64_t row0, int64_t row1, int64_t at) {
-                             kernels.coded.quantize(prepared, row0, row1, problem, staged + at * stride, x_scale + at * scales,
-                                                    sums + at * count);
-                         });
-        });
-        const double time = product_time(now, out_features, in_features, w.bits, kernels.int8_products);
-        for_products(problem, now, time, blocking_of(isa, usual),
-                     [&](const CodedDynamicProblem& p, int64_t panel, int64_t row0, int64_t row1, int64_t) {
-                         kernels.coded.dynamic_product(p, panel, row0, row1);
-                     });
-    }
+    product_of_codes({kernels, rows, type, before, weight.view, after, out, out_type, isa}, 1, x_group);
     return out;
 }
 

@@ -47,14 +47,14 @@ void coded_product_of(const CodedProblem& p, int64_t panel, int64_t row0, int64_
     alignas(64) float acc[kRowBlock * kPanel];
     std::memset(acc, 0, (row1 - row0) * kPanel * sizeof(float));
     const auto blocks = [&](int64_t k, int64_t end) { return blocks_of<Isa, Bits>(w, panel, k, end, room); };
-    const bool fused = granule_sums<Isa, Bits>(p, lookup, panel, row0, row1, blocks, acc) ||
-                       fused_product<Isa, Bits>(p, panel, row0, row1 - row0, acc);
+    bool fused = false;
+    if constexpr (!Isa::kMultipliesDigits) fused = granule_sums<Isa, Bits>(p, lookup, panel, row0, row1, blocks, acc);
+    fused = fused || fused_product<Isa, Bits>(p, panel, row0, row1 - row0, acc);
     for (int64_t k = 0; !fused && k < w.in_features; k += kTileK) {
         const int64_t end = k + kTileK < w.in_features ? k + kTileK : w.in_features;
         decode_tile<Isa, Bits>(lookup, granule, blocks(k, end), k, end, tile);
         for_groups(row0, row1, Isa::kFloatTall, [&](int64_t, int64_t row, int64_t height) {
-            float_tile<Isa>(false, height, p.x + row * p.x_stride + k, p.x_stride, tile, quads(end - k),
-                            acc + (row - row0) * kPanel);
+            float_tile<Isa>(false, height, p.x + row * p.x_stride + k, p.x_stride, tile, quads(end - k), acc + (row - row0) * kPanel);
         });
     }
     const Columns columns(epilogue_of(w), panel);
@@ -274,11 +274,28 @@ bool fused_dynamic(const CodedDynamicProblem& p, int64_t panel, int64_t row0, in
     }
 }
 
-template <class Isa, int Bits>
-void coded_dynamic_of(const CodedDynamicProblem& p, int64_t panel, int64_t row0, int64_t row1) {
+// Rows row0 <= r < row1 of y from the sums of their codes, [rows of codes, 64]. Digits are put together here.
+template <class Isa>
+void finish_coded(const CodedDynamicProblem& p, const Columns& columns, const float* sums, int64_t row0, int64_t row1) {
     using F = typename Isa::F;
+    constexpr float kUnit = int64_t{1} << kDigitBits;
+    for (int64_t row = row0; row < row1; ++row, sums += p.digits * kPanel) {
+        const F x_scale = Isa::splat(p.x_scale == nullptr ? 1.0f : p.x_scale[row]);
+        const auto total = [&](int64_t c) {
+            F y = load<F>(sums + (p.digits - 1) * kPanel + c);
+            for (int64_t i = p.digits - 2; i >= 0; --i) y = Isa::fma(y, Isa::splat(kUnit), load<F>(sums + i * kPanel + c));
+            return y;
+        };
+        finish<Isa>(columns, total, [&](int64_t) { return x_scale; }, p.out, p.out_type, row, p.weight.out_features);
+    }
+}
+
+// Rows row0 <= r < row1 of y.
+template <class Isa, int Bits>
+void coded_dynamic_of(const CodedDynamicProblem& p, int64_t panel, int64_t y_row0, int64_t y_row1) {
     constexpr auto kCode = static_cast<int64_t>(sizeof(typename Isa::Code));
     const CodedWeight& w = p.weight;
+    const int64_t digits = p.digits, row0 = y_row0 * digits, row1 = y_row1 * digits;  // rows of codes
     alignas(64) uint8_t tile[kPatternK * kPanel];
     alignas(64) int32_t sums[kPatternRows * kPanel];
     alignas(64) float y[kPatternRows * kPanel];
@@ -287,18 +304,8 @@ void coded_dynamic_of(const CodedDynamicProblem& p, int64_t panel, int64_t row0,
     int64_t piece = 0;
     const int64_t step = pattern_k(p);
     const Columns columns(epilogue_of(w), panel);
-    const auto finish_rows = [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) {
-            const float* total = y + (row - row0) * kPanel;
-            const F x_scale = Isa::splat(p.x_scale == nullptr ? 1.0f : p.x_scale[row]);
-            finish<Isa>(
-                columns, [&](int64_t c) { return load<F>(total + c); }, [&](int64_t) { return x_scale; }, p.out, p.out_type, row,
-                w.out_features);
-        }
-    };
-    const bool fused = fused_dynamic<Isa, Bits>(p, panel, row0, row1 - row0, y);
-    if (fused) finish_rows(row0, row1);
-    for (int64_t k = 0; !fused && k < w.in_features; k += step) {
+    if (fused_dynamic<Isa, Bits>(p, panel, row0, row1 - row0, y)) return finish_coded<Isa>(p, columns, y, y_row0, y_row1);
+    for (int64_t k = 0; k < w.in_features; k += step) {
         const int64_t end = k + step < w.in_features ? k + step : w.in_features;
         spread_patterns<Isa, Bits>(w, panel, k, end, tile);
         int64_t count = 0;
@@ -310,20 +317,23 @@ void coded_dynamic_of(const CodedDynamicProblem& p, int64_t panel, int64_t row0,
         for_groups(row0, row1, Isa::kTall, [&](int64_t, int64_t row, int64_t height) {
             const char* codes = static_cast<const char*>(p.codes) + row * p.code_stride + k * kCode;
             int32_t* acc = sums + (row - row0) * kPanel;
+            float* total = y + (row - row0) * kPanel;
             for (int64_t i = 0; i < count;) {
                 const Span& s = spans[i];
-                if (const int64_t whole = scaled_spans<Isa>(p, spans + i, codes, tile, row, height, y + (row - row0) * kPanel)) {
+                if (const int64_t whole = scaled_spans<Isa>(p, spans + i, codes, tile, row, height, total)) {
                     i += whole;
                     continue;
                 }
                 ++i;
                 dot_patterns<Isa>(height, codes + s.quad0 * kQuad * kCode, p.code_stride, tile + s.quad0 * kPanel * kQuad, s.depth,
                                   acc, !s.begins);
-                if (s.ends) add_span<Isa>(p, s, row, height, acc, y + (row - row0) * kPanel);
+                if (s.ends) add_span<Isa>(p, s, row, height, acc, total);
             }
-            if (end == w.in_features) finish_rows(row, row + height);  // here its stores go beside the products of the next rows
+            // Where rows of codes are rows of y: here its stores go beside the products of the next rows.
+            if (end == w.in_features && digits == 1) finish_coded<Isa>(p, columns, total, row, row + height);
         });
     }
+    if (digits > 1) finish_coded<Isa>(p, columns, y, y_row0, y_row1);
 }
 
 // One row of x into codes by the range of each group; scale: one of each piece.
@@ -347,17 +357,22 @@ void quantize_groups(const Rows& x, int64_t r, const CodedDynamicProblem& p, cha
     }
 }
 
-// scale: [rows], or [rows, pieces] of an x in groups.
+// scale: [rows], or [rows, pieces] of an x in groups. codes and begin: of each digit of each row.
 template <class Isa>
 void quantize_coded(const Rows& x, int64_t row0, int64_t row1, const CodedDynamicProblem& p, void* codes, float* scale,
                     int32_t* begin) {
     using Vector = typename Isa::CodeVector;
     using Code = typename std::remove_cv<typename std::remove_reference<decltype(Vector{}[0])>::type>::type;
     auto* staged = static_cast<char*>(codes);
-    if (p.x_group == 0) quantize_rows<Isa, Vector, 0, true>(x, row0, row1, staged, p.code_stride, scale);
+    if (p.digits > 1) {
+        if constexpr (Isa::kMultipliesDigits) fixed_rows<Isa, 0>(x, row0, row1, staged, p.code_stride, scale);
+    } else if (p.x_group == 0) {
+        quantize_rows<Isa, Vector, 0, true>(x, row0, row1, staged, p.code_stride, scale);
+    } else {
+        for (int64_t r = row0; r < row1; ++r) quantize_groups<Isa, Vector>(x, r, p, staged + r * p.code_stride, scale + r * p.count);
+    }
     const auto zero = static_cast<uint32_t>(p.weight.scheme == Scheme::affine ? 1 : p.weight.offset);
-    for (int64_t r = row0; r < row1; ++r) {
-        if (p.x_group != 0) quantize_groups<Isa, Vector>(x, r, p, staged + r * p.code_stride, scale + r * p.count);
+    for (int64_t r = row0 * p.digits; r < row1 * p.digits; ++r) {
         const auto* row = reinterpret_cast<const Code*>(staged + r * p.code_stride);
         for (int64_t i = 0; i < p.count; ++i) {
             int32_t sum = 0;
@@ -384,5 +399,5 @@ void decode_panel(const CodedWeight& w, int64_t panel, void* out, Float out_type
 
 template <class Isa>
 constexpr CodedKernels coded_kernels_of() {
-    return {coded_product<Isa>, sum_of_granules<Isa>, coded_dynamic_product<Isa>, quantize_coded<Isa>, decode_panel<Isa>};
+    return {coded_product<Isa>, Isa::kMultipliesDigits ? nullptr : sum_of_granules<Isa>, coded_dynamic_product<Isa>, quantize_coded<Isa>, decode_panel<Isa>};
 }

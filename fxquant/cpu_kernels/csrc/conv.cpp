@@ -149,7 +149,7 @@ void int8_convolution(const Kernels& kernels, const Geometry& g, const char* x, 
                                                 scalings.factor[results.sample(first + r)], staged + r * stride, stride);
                 }
             });
-            int8_rows(kernels, results, {staged, stride, x_scale, weight, nullptr, type}, first, count);
+            int8_rows(kernels, results, {staged, stride, 1, x_scale, weight, nullptr, type}, first, count);
         }
     }
 }

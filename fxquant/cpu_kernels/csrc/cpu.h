@@ -11,7 +11,7 @@
 
 namespace fxquant {
 
-enum Isa : int64_t { kChoose = 0, kPortable = 1, kAvx2 = 2, kAvx512Vnni = 3, kAmx = 4 };
+enum Isa : int64_t { kChoose = 0, kPortable = 1, kAvx2 = 2, kAvx512Vnni = 3, kAmx = 4, kAvxVnni = 5 };
 
 // Whether the CPU has AMX for int8 and bfloat16, and Linux gives it to this process: it does so once asked.
 inline bool has_amx() {
@@ -29,6 +29,19 @@ inline bool has_amx() {
 #endif
 }
 
+// Whether the CPU multiplies bytes in vectors of AVX2.
+inline bool has_avx_vnni() {
+#if defined(__x86_64__) && defined(__linux__)
+    static const bool has = [] {
+        unsigned a = 0, b = 0, c = 0, d = 0;
+        return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
+    }();
+    return has;
+#else
+    return false;
+#endif
+}
+
 inline bool cpu_has(int64_t isa) {
 #if defined(__x86_64__)
     if (isa == kAvx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
@@ -38,6 +51,7 @@ inline bool cpu_has(int64_t isa) {
     }
 #endif
     if (isa == kAmx) return cpu_has(kAvx512Vnni) && has_amx();
+    if (isa == kAvxVnni) return cpu_has(kAvx2) && has_avx_vnni();
     return isa == kPortable;
 }
 
@@ -47,6 +61,7 @@ inline const Kernels* kernels_of_isa(int64_t isa) {
         case kAvx2: return avx2_kernels();
         case kAvx512Vnni: return avx512vnni_kernels();
         case kAmx: return amx_kernels();
+        case kAvxVnni: return avxvnni_kernels();
         default: return nullptr;
     }
 }

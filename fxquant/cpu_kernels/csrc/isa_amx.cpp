@@ -13,6 +13,7 @@ namespace fxquant {
 namespace {
 #include "vectors.h"
 #include "quantize.h"
+#include "fixed_point.h"
 #include "functions.h"
 #include "prepare.h"
 #include "turn.h"
@@ -23,6 +24,7 @@ namespace {
 #include "attention.h"
 #include "finish.h"
 #include "products.h"
+#include "float_product.h"
 #include "fused.h"
 #include "granules.h"
 #include "coded.h"
@@ -34,7 +36,7 @@ namespace {
 constexpr int64_t kFewestTiled = 6;  // rows
 
 void int8_product_of_tiles(const Int8Problem& p, const Task& t) {
-    if (t.row1 - t.row0 < kFewestTiled || p.weight.in_features > kWrapSafe) return avx512vnni_kernels()->int8_product(p, t);
+    if ((t.row1 - t.row0) * p.digits < kFewestTiled || p.weight.in_features > kWrapSafe) return avx512vnni_kernels()->int8_product(p, t);
     tiled_product<Avx512Vnni>(p, t);
 }
 

@@ -13,6 +13,7 @@ namespace fxquant {
 namespace {
 #include "vectors.h"
 #include "quantize.h"
+#include "fixed_point.h"
 #include "functions.h"
 #include "prepare.h"
 #include "fake_quantize.h"
@@ -25,6 +26,7 @@ namespace {
 #include "finish.h"
 #include "rotary.h"
 #include "products.h"
+#include "float_product.h"
 #include "fused.h"
 #include "granules.h"
 #include "coded.h"

@@ -9,6 +9,7 @@ namespace fxquant {
 namespace {
 #include "vectors.h"
 #include "quantize.h"
+#include "fixed_point.h"
 #include "functions.h"
 #include "prepare.h"
 #include "fake_quantize.h"
@@ -52,7 +53,7 @@ struct Portable : Vectors<4> {
     static constexpr int kFused = 2;
     static constexpr double kProducts = 4, kFloatProducts = 4;
     static constexpr bool kScalesSums = false;
-    static constexpr bool kTogglesBits = false;
+    static constexpr bool kMultipliesDigits = false;
     static constexpr bool kDotsFeatures = false;
     static constexpr bool kAddsPairs = false;
     static constexpr bool kTestsBytes = false;
@@ -109,6 +110,7 @@ struct Portable : Vectors<4> {
 #include "finish.h"
 #include "rotary.h"
 #include "products.h"
+#include "float_product.h"
 #include "fused.h"
 #include "granules.h"
 #include "coded.h"

@@ -88,10 +88,16 @@ struct Weight {
     After after;
 };
 
-// y[rows, N] = float(codes @ weight codes^T) * (x_scale * scale) + bias. codes: staged rows, code_stride bytes apart.
+// Digits of a float in fixed point, each an int8 code, the lowest first: digit i counts for 256^i.
+constexpr int64_t kDigits = 3;
+constexpr int64_t kDigitBits = 8;
+
+// y[rows, N] = float(codes @ weight codes^T) * (x_scale * scale) + bias. codes: staged rows, code_stride bytes apart;
+// `digits` of them for a row of y, 1 or kDigits.
 struct Int8Problem {
     const void* codes;
     int64_t code_stride;
+    int64_t digits;
     const float* x_scale;
     Weight weight;
     void* out;
@@ -214,7 +220,7 @@ struct Piece {
     int64_t granule;
 };
 
-// 255 * 127 * 65536 < 2^31: a granule beyond this many k is summed up in several pieces.
+// 255 * 128 * 65536 < 2^31: a granule beyond this many k is summed up in several pieces.
 constexpr int64_t kMostPiece = 65536;
 
 // What a row of codes brings to the sum of each piece. begin: what the sum begins with, minus the sum of the row's codes, times
@@ -232,11 +238,12 @@ struct PieceRows {
 };
 
 // y[rows, N] = (sum over pieces of float(codes @ (weight codes - zero)^T) * scale) * x_scale + bias, or with x_scale in the sum
-// where it is one of each piece. codes: staged rows, see quantize_coded. x_scale: [rows], or null. x_group: values of x that
-// share a scale; 0 where a row does.
+// where it is one of each piece. codes: staged rows, see quantize_coded; `digits` of them for a row of y, 1 or
+// kDigits, each with pieces of its own. x_scale: [rows], or null. x_group: values of x that share a scale; 0 where a row does.
 struct CodedDynamicProblem {
     const void* codes;
     int64_t code_stride;
+    int64_t digits;
     const float* x_scale;
     int64_t x_group;
     PieceRows rows;
@@ -253,7 +260,8 @@ struct CodedKernels {
     // The sums of one row of x in each granule.
     void (*sum)(const CodedWeight& weight, const float* x, float* sums);
     void (*dynamic_product)(const CodedDynamicProblem& problem, int64_t panel, int64_t row0, int64_t row1);
-    // Rows of x into staged codes, code_bytes each, their scales (of rows, or of pieces), and what their sums begin with.
+    // Rows of x into staged codes, code_bytes each, or into several rows of digits, their scales (of rows, or of pieces), and what
+    // their sums begin with.
     void (*quantize)(const Rows& x, int64_t row0, int64_t row1, const CodedDynamicProblem& problem, void* codes, float* scale,
                      int32_t* begin);
     // One panel's values [64, K], with tensor_scale, into out [N, K].
@@ -343,13 +351,15 @@ struct Kernels {
     bool by_rows;                          // its products of codes are quicker where neighbouring tasks share rows
     void (*quantize)(const Rows& x, int64_t row0, int64_t row1, int8_t* codes, float* scale);
     void (*quantize_staged)(const Rows& x, int64_t row0, int64_t row1, void* staged, int64_t stride, float* scale);
+    // Rows in fixed point, as staged codes: kDigits rows for each. Null where floats stay floats.
+    void (*quantize_digits)(const Rows& x, int64_t row0, int64_t row1, void* staged, int64_t stride, float* scale);
     void (*quantize_static)(const Rows& x, int64_t row0, int64_t row1, Scaling by, void* staged, int64_t stride, float* scale);
     void (*stage)(const int8_t* codes, int64_t width, int64_t row0, int64_t row1, void* staged, int64_t stride);
     // Row `row` of x after `before`, in x's type, into `made`: room for whole vectors.
     void (*prepare)(const Before& before, const Rows& x, int64_t row, void* made);
     void (*widen)(const Rows& x, int64_t row0, int64_t row1, float* wide, int64_t stride);
     void (*int8_product)(const Int8Problem& problem, const Task& task);
-    void (*float_product)(const FloatProblem& problem, const Task& task);
+    void (*float_product)(const FloatProblem& problem, const Task& task);  // null where floats are multiplied as digits
     void (*fake_quantize)(const Grid& grid, const Rows& x, int64_t row0, int64_t row1, void* out, float tensor_scale);
     void (*fake_quantize_piece)(const Grid& grid, const void* x, Float type, int64_t n, uint32_t amax, void* out);
     void (*fake_quantize_static)(const Grid& grid, const void* x, Float type, int64_t n, Scaling by, void* out);
@@ -368,6 +378,7 @@ void pack_quads(const int8_t* codes, int64_t n, int64_t k, int64_t panel, int8_t
 
 const Kernels* portable_kernels();
 const Kernels* avx2_kernels();        // null where the compiler cannot make them (not x86-64)
+const Kernels* avxvnni_kernels();     // null likewise
 const Kernels* avx512vnni_kernels();  // null likewise
 const Kernels* amx_kernels();         // null likewise; AVX512-VNNI with AMX
 

@@ -19,7 +19,6 @@ constexpr Kernels kernels_of(const char* name) {
     k.prepare = prepare<Isa>;
     k.widen = widen<Isa>;
     k.int8_product = int8_product<Isa>;
-    k.float_product = float_product<Isa>;
     k.fake_quantize = fake_quantize<Isa>;
     k.fake_quantize_piece = fake_quantize_piece<Isa>;
     k.fake_quantize_static = fake_quantize_static<Isa>;
@@ -29,6 +28,11 @@ constexpr Kernels kernels_of(const char* name) {
     k.int8_scaling = int8_scaling;
     k.patches = patch_kernels_of<Isa>();
     k.coded = coded_kernels_of<Isa>();
+    if constexpr (Isa::kMultipliesDigits) {
+        k.quantize_digits = quantize_digits<Isa>;
+    } else {
+        k.float_product = float_product<Isa>;
+    }
     k.attention = attention<Isa>;
     return k;
 }

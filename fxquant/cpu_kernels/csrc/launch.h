@@ -72,6 +72,13 @@ struct Blocking {
     int64_t rows = kRowBlock;  // of a task, at most
     bool by_rows = false;      // neighbouring tasks share rows, whose codes a thread finds in its L2; else a panel
     bool serial = false;       // on the calling thread alone
+
+    // The same of rows that are so many rows of codes each. At `most` rows of codes; 16 rows, or a multiple, make whole tiles.
+    Blocking of_digits(int64_t digits, int64_t most = kRowBlock) const {
+        Blocking fewer = *this;
+        if (digits > 1) fewer.rows = std::min(rows, most / digits / 16 * 16);
+        return fewer;
+    }
 };
 
 // The blocking that an op's last argument asks for: see fxquant/tuning/cpu.py. 0 in a field: as if it were not there.

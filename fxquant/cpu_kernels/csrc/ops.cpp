@@ -16,23 +16,26 @@
 namespace fxquant {
 namespace {
 
-// stage_rows(row0, row1, staged, x_scale) fills the staged form of rows row0 .. row1 - 1 of one pass (counted from `first`).
+// stage_rows(first, row0, row1, staged, stride, x_scale) fills the staged form, digits rows each, of rows row0 .. row1 - 1 of
+// one pass (counted from `first`).
 template <class StageRows>
-void int8_passes(const Kernels& kernels, const Blocking& by, Weight w, const HeldAfter& after, int64_t rows, void* out, Float out_type,
-                 StageRows stage_rows) {
+void int8_passes(const Kernels& kernels, int64_t digits, int64_t config, Weight w, const HeldAfter& after, int64_t rows, void* out,
+                 Float out_type, StageRows stage_rows) {
     const int64_t columns = after.columns;
     const int64_t stride = staged_stride(w.in_features, kernels.code_bytes);
-    const int64_t most = pass_rows(rows, stride);
-    char* staged = scratch(most * stride + most * static_cast<int64_t>(sizeof(float)));
-    auto* x_scale = reinterpret_cast<float*>(staged + most * stride);
+    const int64_t row_bytes = stride * digits;
+    const int64_t most = pass_rows(rows, row_bytes);
+    char* staged = scratch(most * row_bytes + most * static_cast<int64_t>(sizeof(float)));
+    auto* x_scale = reinterpret_cast<float*>(staged + most * row_bytes);
+    const Blocking by = blocking_of(config, {kRowBlock, kernels.by_rows}).of_digits(digits);
     for (int64_t first = 0; first < rows; first += most) {
         const int64_t count = std::min(most, rows - first);
         split(count, count * w.in_features < kSerialElements,
               [&](int64_t begin, int64_t end) { stage_rows(first, begin, end, staged, stride, x_scale); });
         void* to = static_cast<char*>(out) + first * columns * (out_type == Float::f32 ? 4 : 2);
         w.after = after.from(first, out_type);
-        const Int8Problem whole{staged, stride, x_scale, w, to, out_type};
-        for_int8_products(whole, count, kernels.int8_products, by, kernels.int8_product);
+        const Int8Problem whole{staged, stride, digits, x_scale, w, to, out_type};
+        for_int8_products(whole, count, kernels.int8_products / static_cast<double>(digits), by, kernels.int8_product);
     }
 }
 
@@ -60,10 +63,11 @@ struct Around {
     double eps;
 };
 
-// The linear of x, whose rows quantize_rows(kernels, rows, begin, end, staged, stride, x_scale) turns into staged codes.
+// The linear of x, whose rows quantize_rows(kernels, rows, begin, end, staged, stride, x_scale) turns into staged codes: one row
+// each, or `digits`.
 template <class QuantizeRows>
 Tensor linear_of_floats(const char* op, const Tensor& x, const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& bias,
-                        int64_t in_features, int64_t isa, const Around& around, QuantizeRows quantize_rows) {
+                        int64_t in_features, int64_t isa, const Around& around, int64_t digits, QuantizeRows quantize_rows) {
     const Kernels& kernels = kernels_for(isa);
     const RowView rows = row_view(op, "x", x);
     check_width(op, rows, in_features);
@@ -73,11 +77,12 @@ Tensor linear_of_floats(const char* op, const Tensor& x, const Tensor& packed, c
     const HeldWeight weight(op, kernels, packed, scale, bias, in_features);
     Tensor out = like_rows(x, result_columns(op, weight.view.out_features, around.activation), type);
     const HeldAfter after(op, out, around.residual, around.activation);
-    int8_passes(kernels, blocking_of(isa, {kRowBlock, kernels.by_rows}), weight.view, after, rows.rows, out.data_ptr(), float_in,
+    int8_passes(kernels, digits, isa, weight.view, after, rows.rows, out.data_ptr(), float_in,
                 [&](int64_t first, int64_t begin, int64_t end, char* staged, int64_t stride, float* x_scale) {
                     for_prepared(kernels, before.from(first), rows_from(rows, float_in, first), begin, end,
                                  [&](const Rows& prepared, int64_t row0, int64_t row1, int64_t at) {
-                                     quantize_rows(kernels, prepared, row0, row1, staged + at * stride, stride, x_scale + at);
+                                     char* to = staged + at * digits * stride;
+                                     quantize_rows(kernels, prepared, row0, row1, to, stride, x_scale + at);
                                  });
                 });
     return out;
@@ -87,7 +92,7 @@ Tensor int8_linear_dynamic(const Tensor x, const Tensor packed, const Tensor sca
                            int64_t in_features, int64_t isa, const std::optional<Tensor> residual, const std::string activation,
                            const std::string prologue, const std::optional<Tensor> by, const std::optional<Tensor> shift, double eps) {
     return linear_of_floats("int8_linear_dynamic", x, packed, scale, bias, in_features, isa,
-                            {residual, activation, prologue, by, shift, eps},
+                            {residual, activation, prologue, by, shift, eps}, 1,
                             [](const Kernels& kernels, const Rows& rows, int64_t begin, int64_t end, char* staged, int64_t stride,
                                float* x_scale) { kernels.quantize_staged(rows, begin, end, staged, stride, x_scale); });
 }
@@ -98,7 +103,7 @@ Tensor int8_linear_static(const Tensor x, const Tensor x_scale, const Tensor pac
                           const std::optional<Tensor> shift, double eps) {
     const Scaling scaling = given_scaling("int8_linear_static", x_scale);
     return linear_of_floats("int8_linear_static", x, packed, scale, bias, in_features, isa,
-                            {residual, activation, prologue, by, shift, eps},
+                            {residual, activation, prologue, by, shift, eps}, 1,
                             [scaling](const Kernels& kernels, const Rows& rows, int64_t begin, int64_t end, char* staged, int64_t stride,
                                       float* to_scale) { kernels.quantize_static(rows, begin, end, scaling, staged, stride, to_scale); });
 }
@@ -122,7 +127,7 @@ Tensor int8_linear(const Tensor codes, const Tensor x_scale, const Tensor packed
     const HeldAfter after(op, out, residual, activation);
     const auto* from = static_cast<const int8_t*>(packed_rows.data_ptr());
     const auto* from_scale = static_cast<const float*>(row_scale.data_ptr());
-    int8_passes(kernels, blocking_of(isa, {kRowBlock, kernels.by_rows}), weight.view, after, rows.rows, out.data_ptr(), out_type,
+    int8_passes(kernels, 1, isa, weight.view, after, rows.rows, out.data_ptr(), out_type,
                 [&](int64_t first, int64_t begin, int64_t end, char* staged, int64_t stride, float* to_scale) {
                     kernels.stage(from + first * in_features, in_features, begin, end, staged, stride);
                     std::memcpy(to_scale + begin, from_scale + first + begin, static_cast<size_t>(end - begin) * sizeof(float));
@@ -136,6 +141,11 @@ Tensor int8_linear_weight_only(const Tensor x, const Tensor packed, const Tensor
                                double eps) {
     const char* op = "int8_linear_weight_only";
     const Kernels& kernels = kernels_for(isa);
+    if (kernels.quantize_digits != nullptr) {
+        return linear_of_floats(op, x, packed, scale, bias, in_features, isa, {residual, activation, prologue, by, shift, eps}, kDigits,
+                                [](const Kernels& k, const Rows& rows, int64_t begin, int64_t end, char* staged, int64_t stride,
+                                   float* x_scale) { k.quantize_digits(rows, begin, end, staged, stride, x_scale); });
+    }
     const RowView rows = row_view(op, "x", x);
     check_width(op, rows, in_features);
     const ScalarType type = x.scalar_type();
@@ -177,6 +187,7 @@ Tensor int8_pack(const Tensor codes) {
     Tensor packed = torch::stable::empty({int8_layout(n, k).bytes()}, ScalarType::Char, std::nullopt, codes.device());
     const auto* in = static_cast<const int8_t*>(from.data_ptr());
     auto* out = static_cast<int8_t*>(packed.data_ptr());
+    prefer_huge_pages(out, packed.numel());
     split(panels(n), n * k < kSerialElements, [&](int64_t begin, int64_t end) {
         for (int64_t p = begin; p < end; ++p) pack_quads(in, n, k, p, out);
     });

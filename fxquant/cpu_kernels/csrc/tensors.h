@@ -22,9 +22,10 @@ constexpr int64_t kBlockings = 32;
 
 inline int64_t best_isa() {
     static const int64_t best = [] {
-        int64_t isa = kAmx;
-        while (isa > kPortable && (kernels_of_isa(isa) == nullptr || !cpu_has(isa))) --isa;
-        return isa;
+        for (const int64_t isa : {kAmx, kAvx512Vnni, kAvxVnni, kAvx2}) {
+            if (kernels_of_isa(isa) != nullptr && cpu_has(isa)) return isa;
+        }
+        return int64_t{kPortable};
     }();
     return best;
 }
@@ -32,13 +33,13 @@ inline int64_t best_isa() {
 // Those of a configuration, the number by which an op is told how to run: the instruction set, and from bit 4 on a blocking.
 inline const Kernels& kernels_for(int64_t config) {
     int64_t isa = config & 15;
-    STD_TORCH_CHECK(isa <= kAmx && config >= 0 && config >> 4 < kBlockings, "fxquant: isa is ", config,
-                    "; known are 0 (choose), 1 (portable), 2 (AVX2), 3 (AVX512-VNNI) and 4 (AMX), plus 16 times a blocking below ",
+    STD_TORCH_CHECK(isa <= kAvxVnni && config >= 0 && config >> 4 < kBlockings, "fxquant: isa is ", config,
+                    "; known are 0 (choose), 1 (portable), 2 (AVX2), 3 (AVX512-VNNI), 4 (AMX) and 5 (AVX-VNNI), plus 16 times a blocking below ",
                     kBlockings);
     if (isa == kChoose) isa = best_isa();
     const Kernels* kernels = kernels_of_isa(isa);
-    const char* name = isa == kAvx2 ? " (AVX2)" : isa == kAvx512Vnni ? " (AVX512-VNNI)" : " (AMX)";
-    STD_TORCH_CHECK(kernels != nullptr && cpu_has(isa), "fxquant: isa=", isa, name,
+    const char* const names[] = {"", "", " (AVX2)", " (AVX512-VNNI)", " (AMX)", " (AVX-VNNI)"};
+    STD_TORCH_CHECK(kernels != nullptr && cpu_has(isa), "fxquant: isa=", isa, names[isa],
                     " was asked for, but this CPU or this build lacks it; isa=0 chooses what is there");
     return *kernels;
 }

@@ -76,7 +76,8 @@ void tiled_product(const Int8Problem& p, const Task& t) {
     alignas(64) int32_t shift[kPanel] = {};  // sums of the columns, in the end times the offset
     if (b.full) full_sums<Isa>(p.weight, b, shift);
     const int64_t block = b.full ? kTiledQuads : PanelQuads<Isa>::kSpread;
-    const int64_t groups = (t.row1 - t.row0 + kTiledRows - 1) / kTiledRows;
+    const int64_t digits = p.digits, row0 = t.row0 * digits, row1 = t.row1 * digits;  // rows of codes
+    const int64_t groups = (row1 - row0 + kTiledRows - 1) / kTiledRows;
     TileShapes shapes;
     for (int64_t q = 0; q < b.depth; q += block) {
         const int64_t n = b.depth - q < block ? b.depth - q : block, steps = n / kTileQuads, left = n % kTileQuads;
@@ -89,10 +90,10 @@ void tiled_product(const Int8Problem& p, const Task& t) {
         const int64_t passes = 2 * groups * steps;
         if (b.full && ahead.at != nullptr && passes > 0) ahead.lines = (n * kPanel * kQuad / 64 + passes - 1) / passes;
         for (int half = 0; half < 2; ++half) {
-            for (int64_t row = t.row0; row < t.row1; row += kTiledRows) {
-                const int64_t height = t.row1 - row < kTiledRows ? t.row1 - row : kTiledRows;
+            for (int64_t row = row0; row < row1; row += kTiledRows) {
+                const int64_t height = row1 - row < kTiledRows ? row1 - row : kTiledRows;
                 const char* a = static_cast<const char*>(p.codes) + row * p.code_stride + q * kQuad;
-                int32_t* sums = acc + (row - t.row0) * kPanel;
+                int32_t* sums = acc + (row - row0) * kPanel;
                 if (steps > 0 && height > kTileRows) {
                     shapes.for_rows(height);
                     dot_tiles_high(a, p.code_stride, columns_of_b + half * 128, steps, sums + half * 32, q > 0, ahead);
@@ -102,13 +103,13 @@ void tiled_product(const Int8Problem& p, const Task& t) {
                 }
                 if (half == 0) continue;
                 for_groups(row, row + height, Isa::kTall, [&](int64_t, int64_t first, int64_t rows) {
-                    int32_t* of = acc + (first - t.row0) * kPanel;
+                    int32_t* of = acc + (first - row0) * kPanel;
                     if (left > 0) {
                         const int64_t tail = steps * kTileQuads;
                         dot<Isa>(rows, a + (first - row) * p.code_stride + tail * kQuad, p.code_stride,
                                  columns_of_b + tail * kPanel * kQuad, left, of, q > 0 || steps > 0, nullptr);
                     }
-                    if (last) {
+                    if (last && digits == 1) {
                         finish_group<Isa>(columns, {of, shift, p.x_scale + first, rows}, p.out, p.out_type, first,
                                           p.weight.out_features);
                     }
@@ -116,4 +117,5 @@ void tiled_product(const Int8Problem& p, const Task& t) {
             }
         }
     }
+    if (digits > 1) finish_all_digits<Isa>(p, columns, acc, shift, t.row0, t.row1);
 }

@@ -84,11 +84,11 @@ FXQUANT_TILE void add_tiled_spans(const Span* spans, int64_t count, const char* 
     }
 }
 
-// coded_dynamic_of where tiles_serve: row1 - row0 is a multiple of 16.
+// coded_dynamic_of where tiles_serve: a multiple of 16 rows.
 template <class Isa, int Bits>
-void tiled_dynamic_of(const CodedDynamicProblem& p, int64_t panel, int64_t row0, int64_t row1) {
-    using F = typename Isa::F;
+void tiled_dynamic_of(const CodedDynamicProblem& p, int64_t panel, int64_t y_row0, int64_t y_row1) {
     const CodedWeight& w = p.weight;
+    const int64_t row0 = y_row0 * p.digits, row1 = y_row1 * p.digits;  // rows of codes
     alignas(64) uint8_t tile[kPatternK * kPanel];
     alignas(64) float y[kPatternRows * kPanel];
     Span spans[kPatternK / kQuad];
@@ -117,11 +117,5 @@ void tiled_dynamic_of(const CodedDynamicProblem& p, int64_t panel, int64_t row0,
             }
         }
     }
-    for (int64_t row = row0; row < row1; ++row) {
-        const float* total = y + (row - row0) * kPanel;
-        const F x_scale = Isa::splat(p.x_scale == nullptr ? 1.0f : p.x_scale[row]);
-        finish<Isa>(
-            columns, [&](int64_t c) { return load<F>(total + c); }, [&](int64_t) { return x_scale; }, p.out, p.out_type, row,
-            w.out_features);
-    }
+    finish_coded<Isa>(p, columns, y, y_row0, y_row1);
 }

@@ -96,7 +96,7 @@ def _cpu() -> Device:
 @functools.cache
 def _cpu_with(threads: int) -> Device:
     able = torch.cpu.get_capabilities()
-    flags = {"avx2": "avx2", "avx512vnni": "avx512_vnni", "amx": "amx_int8"}
+    flags = {"avx2": "avx2", "avxvnni": "avx_vnni", "avx512vnni": "avx512_vnni", "amx": "amx_int8"}
     sets = [name for name, flag in flags.items() if able.get(flag)]
     sizes = [f"{able.get(level, 0) // 1024}K" for level in ("l1d_cache_size", "l2_cache_size")]
     if _LAST_LEVEL.exists():

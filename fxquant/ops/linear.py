@@ -165,9 +165,10 @@ def int8_linear_weight_only(
     shift: Tensor | None = None,
     eps: float = 0.0,
 ) -> Tensor:
-    """Linear of float x with packed int8 weights: float32 sums of x * code, times scale.
+    """Linear of float x with packed int8 weights: sums of x * code, times scale.
 
-    All else as in int8_linear_dynamic.
+    A kernel may round x to 2**-22 of its row's largest value, and sum up exactly: docs/numbers.md. All else as in
+    int8_linear_dynamic.
     """
     op = "int8_linear_weight_only"
     out_features = _check_floats(op, x, packed, scale, bias, in_features, residual, activation, prologue, by, shift)

@@ -38,7 +38,6 @@ inline Weight epilogue_of(const CodedWeight& w) { return {nullptr, w.tensor_scal
 
 template <class Isa, int Bits>
 void coded_product_of(const CodedProblem& p, int64_t panel, int64_t row0, int64_t row1) {
-    using F = typename Isa::F;
     const CodedWeight& w = p.weight;
     const typename Isa::template Lookup<Bits> lookup(w);
     Granule<Isa> granule(w, panel);
@@ -58,13 +57,7 @@ void coded_product_of(const CodedProblem& p, int64_t panel, int64_t row0, int64_
         });
     }
     const Columns columns(epilogue_of(w), panel);
-    for (int64_t row = row0; row < row1; ++row) {
-        const float* sum = acc + (row - row0) * kPanel;
-        finish<Isa>(
-            columns, [&](int64_t c) { return load<F>(sum + c); },
-            [&](int64_t c) { return columns.scale == nullptr ? Isa::splat(1.0f) : load<F>(columns.scale + c); }, p.out, p.out_type,
-            row, w.out_features);
-    }
+    finish_floats<Isa>(columns, acc, nullptr, p.out, p.out_type, row0, row1, w.out_features);
 }
 
 template <class Isa, Float T>
@@ -274,20 +267,19 @@ bool fused_dynamic(const CodedDynamicProblem& p, int64_t panel, int64_t row0, in
     }
 }
 
-// Rows row0 <= r < row1 of y from the sums of their codes, [rows of codes, 64]. Digits are put together here.
+// Rows row0 <= r < row1 of y from the sums of their codes, [rows of codes, 64]. Digits are put together here, in their place.
 template <class Isa>
-void finish_coded(const CodedDynamicProblem& p, const Columns& columns, const float* sums, int64_t row0, int64_t row1) {
+void finish_coded(const CodedDynamicProblem& p, const Columns& columns, float* sums, int64_t row0, int64_t row1) {
     using F = typename Isa::F;
     constexpr float kUnit = int64_t{1} << kDigitBits;
-    for (int64_t row = row0; row < row1; ++row, sums += p.digits * kPanel) {
-        const F x_scale = Isa::splat(p.x_scale == nullptr ? 1.0f : p.x_scale[row]);
-        const auto total = [&](int64_t c) {
-            F y = load<F>(sums + (p.digits - 1) * kPanel + c);
-            for (int64_t i = p.digits - 2; i >= 0; --i) y = Isa::fma(y, Isa::splat(kUnit), load<F>(sums + i * kPanel + c));
-            return y;
-        };
-        finish<Isa>(columns, total, [&](int64_t) { return x_scale; }, p.out, p.out_type, row, p.weight.out_features);
+    for (int64_t at = 0; p.digits > 1 && at < (row1 - row0) * kPanel; at += Isa::kWidth) {
+        const float* digit = sums + at / kPanel * p.digits * kPanel + at % kPanel;
+        F y = load<F>(digit + (p.digits - 1) * kPanel);
+        for (int64_t i = p.digits - 2; i >= 0; --i) y = Isa::fma(y, Isa::splat(kUnit), load<F>(digit + i * kPanel));
+        store(sums + at, y);
     }
+    const float* x_scale = p.x_scale == nullptr ? nullptr : p.x_scale + row0;
+    finish_floats<Isa>(columns, sums, x_scale, p.out, p.out_type, row0, row1, p.weight.out_features);
 }
 
 // Rows row0 <= r < row1 of y.

@@ -100,28 +100,50 @@ struct GroupSums {
     const int32_t* shift;
     const float* x_scale;
     int64_t rows;
+
+    template <class Isa>
+    typename Isa::F at(int64_t r, int64_t c) const {
+        using U = typename Isa::U;
+        const U exact = load<U>(sum + r * kPanel + c) - load<U>(shift + c);
+        return __builtin_convertvector(bits<typename Isa::I>(exact), typename Isa::F);
+    }
+    float x_scale_of(int64_t r) const { return x_scale[r]; }
 };
 
-// y = float(sum - shift) * (scale * x_scale) + bias of a full panel's columns: put(row, first column, vectors y) of each row.
-template <class Isa, class Put>
-FXQUANT_INLINE void scale_sums(const Columns& columns, const GroupSums& of, Put put) {
+// The same as floats. x_scale: null where it is in the sums.
+struct GroupFloats {
+    const float* sum;
+    const float* x_scale;
+    int64_t rows;
+
+    template <class Isa>
+    typename Isa::F at(int64_t r, int64_t c) const {
+        return load<typename Isa::F>(sum + r * kPanel + c);
+    }
+    float x_scale_of(int64_t r) const { return x_scale == nullptr ? 1.0f : x_scale[r]; }
+};
+
+template <class Isa>
+inline typename Isa::F column_scale(const Columns& columns, int64_t c) {
+    return columns.scale == nullptr ? Isa::splat(1.0f) : load<typename Isa::F>(columns.scale + c);
+}
+
+// y = sum * (scale * x_scale) + bias of a full panel's columns: put(row, first column, vectors y) of each row.
+template <class Isa, class Sums, class Put>
+FXQUANT_INLINE void scale_sums(const Columns& columns, const Sums& of, Put put) {
     using F = typename Isa::F;
-    using U = typename Isa::U;
     constexpr int W = Isa::kWidth, kVectors = W == 16 ? 4 : 2;
     for (int64_t c = 0; c < kPanel; c += kVectors * W) {
         F scale[kVectors], bias[kVectors];
-        U shift[kVectors];
         FXQUANT_UNROLL for (int j = 0; j < kVectors; ++j) {
-            scale[j] = load<F>(columns.scale + c + j * W);
-            shift[j] = load<U>(of.shift + c + j * W);
+            scale[j] = column_scale<Isa>(columns, c + j * W);
             bias[j] = columns.bias == nullptr ? Isa::splat(-0.0f) : load<F>(columns.bias + c + j * W);  // y + -0 is y, -0 too
         }
         for (int64_t r = 0; r < of.rows; ++r) {
-            const F x_scale = Isa::splat(of.x_scale[r]);
+            const F x_scale = Isa::splat(of.x_scale_of(r));
             F y[kVectors];
             FXQUANT_UNROLL for (int j = 0; j < kVectors; ++j) {
-                const U sum = load<U>(of.sum + r * kPanel + c + j * W) - shift[j];
-                y[j] = __builtin_convertvector(bits<typename Isa::I>(sum), F) * (scale[j] * x_scale) + bias[j];
+                y[j] = of.template at<Isa>(r, c + j * W) * (scale[j] * x_scale) + bias[j];
             }
             put(r, c, y);
         }
@@ -146,8 +168,8 @@ struct GroupPlace {
     int64_t stride;
 };
 
-template <class Isa, Float T, bool Factor, bool Residual>
-FXQUANT_TILE void finish_sums(const Columns& columns, const GroupSums& of, const GroupPlace& place) {
+template <class Isa, Float T, bool Factor, bool Residual, class Sums>
+FXQUANT_TILE void finish_sums(const Columns& columns, const Sums& of, const GroupPlace& place) {
     using F = typename Isa::F;
     scale_sums<Isa>(columns, of, [&](int64_t r, int64_t c, auto& y) {
         constexpr int N = sizeof(y) / sizeof(F);
@@ -160,8 +182,8 @@ FXQUANT_TILE void finish_sums(const Columns& columns, const GroupSums& of, const
     });
 }
 
-template <class Isa>
-FXQUANT_TILE void widen_sums(const Columns& columns, const GroupSums& of, float* wide) {
+template <class Isa, class Sums>
+FXQUANT_TILE void widen_sums(const Columns& columns, const Sums& of, float* wide) {
     scale_sums<Isa>(columns, of, [&](int64_t r, int64_t c, auto& y) {
         store_vectors<Isa, Float::f32>(reinterpret_cast<char*>(wide + r * kPanel + c), y);
     });
@@ -195,8 +217,8 @@ FXQUANT_TILE void store_rows(const float* wide, int64_t rows, const GroupPlace& 
     }
 }
 
-template <class Isa, Float T>
-void finish_group_of(const Columns& columns, const GroupSums& of, const GroupPlace& place) {
+template <class Isa, Float T, class Sums>
+void finish_group_of(const Columns& columns, const Sums& of, const GroupPlace& place) {
     const Activation activation = columns.after.activation;
     if (activation == Activation::none) {
         if (place.factor != nullptr && place.residual != nullptr) return finish_sums<Isa, T, true, true>(columns, of, place);
@@ -214,19 +236,12 @@ void finish_group_of(const Columns& columns, const GroupSums& of, const GroupPla
 }
 
 // The finished rows of a group, from `row` on: what finish() makes of each, in one go.
-template <class Isa>
-void finish_group(const Columns& columns, const GroupSums& of, void* out, Float type, int64_t row, int64_t width) {
-    using F = typename Isa::F;
+template <class Isa, class Sums>
+void finish_group(const Columns& columns, const Sums& of, void* out, Float type, int64_t row, int64_t width) {
     if (columns.count < kPanel) {
         for (int64_t r = 0; r < of.rows; ++r) {
-            finish<Isa>(
-                columns,
-                [&](int64_t c) {
-                    using U = typename Isa::U;
-                    const U sum = load<U>(of.sum + r * kPanel + c) - load<U>(of.shift + c);
-                    return __builtin_convertvector(bits<typename Isa::I>(sum), F);
-                },
-                [&](int64_t c) { return load<F>(columns.scale + c) * of.x_scale[r]; }, out, type, row + r, width);
+            const auto factor = [&](int64_t c) { return column_scale<Isa>(columns, c) * of.x_scale_of(r); };
+            finish<Isa>(columns, [&](int64_t c) { return of.template at<Isa>(r, c); }, factor, out, type, row + r, width);
         }
         return;
     }
@@ -240,5 +255,16 @@ void finish_group(const Columns& columns, const GroupSums& of, void* out, Float 
         case Float::f32: return finish_group_of<Isa, Float::f32>(columns, of, place);
         case Float::bf16: return finish_group_of<Isa, Float::bf16>(columns, of, place);
         case Float::f16: return finish_group_of<Isa, Float::f16>(columns, of, place);
+    }
+}
+
+// Rows row0 <= r < row1 from sums of floats, [rows, 64]. x_scale: of the first of them on, or null.
+template <class Isa>
+void finish_floats(const Columns& columns, const float* sums, const float* x_scale, void* out, Float type, int64_t row0, int64_t row1,
+                   int64_t width) {
+    for (int64_t row = row0; row < row1; row += Isa::kTall, sums += Isa::kTall * kPanel) {
+        const float* scale = x_scale == nullptr ? nullptr : x_scale + row - row0;
+        const int64_t rows = row1 - row < Isa::kTall ? row1 - row : Isa::kTall;
+        finish_group<Isa>(columns, GroupFloats{sums, scale, rows}, out, type, row, width);
     }
 }

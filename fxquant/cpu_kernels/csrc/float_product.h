@@ -140,7 +140,6 @@ constexpr int64_t kWidenInRegisters = 96;
 
 template <class Isa>
 void float_product(const FloatProblem& p, const Task& t) {
-    using F = typename Isa::F;
     PanelQuads<Isa> b(p.weight, t.panel);
     const bool in_registers = t.row1 - t.row0 <= kWidenInRegisters;
     static_assert(PanelQuads<Isa>::kSpread <= kFloatDepthQuads, "what is spread at a time fits into a tile");
@@ -159,10 +158,5 @@ void float_product(const FloatProblem& p, const Task& t) {
         });
     }
     const Columns columns(p.weight, t.panel);
-    for (int64_t row = t.row0; row < t.row1; ++row) {
-        const float* sum = acc + (row - t.row0) * kPanel;
-        finish<Isa>(
-            columns, [&](int64_t c) { return load<F>(sum + c); }, [&](int64_t c) { return load<F>(columns.scale + c); },
-            p.out, p.out_type, row, p.weight.out_features);
-    }
+    finish_floats<Isa>(columns, acc, nullptr, p.out, p.out_type, t.row0, t.row1, p.weight.out_features);
 }

@@ -242,14 +242,8 @@ struct PatchTask {
     }
 
     void write(void* out, Float out_type, int64_t width, int64_t column) {
-        using F = typename Isa::F;
         columns.first = column;
-        for (int64_t row = 0; row < rows; ++row) {
-            finish<Isa>(
-                columns, [&](int64_t c) { return load<F>(acc + row * kPanel + c); },
-                [&](int64_t c) { return columns.scale == nullptr ? Isa::splat(1.0f) : load<F>(columns.scale + c); }, out,
-                out_type, row, width);
-        }
+        finish_floats<Isa>(columns, acc, nullptr, out, out_type, 0, rows, width);
     }
 
     const int64_t* offsets;

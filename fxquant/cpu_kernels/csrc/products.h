@@ -72,22 +72,14 @@ FXQUANT_TILE void join_digits(int64_t digits, const Sum* sums, const int32_t* sh
     for (int64_t c = 0; c < kPanel; ++c) joined[c] = static_cast<float>(total[c]);
 }
 
-// The finished row of y whose sums these are.
-template <class Isa, class Sum>
-void finish_digits(const Int8Problem& p, const Columns& columns, const Sum* sums, const int32_t* shift, int64_t row) {
-    using F = typename Isa::F;
-    alignas(64) float joined[kPanel];
-    join_digits(p.digits, sums, shift, joined);
-    finish<Isa>(
-        columns, [&](int64_t c) { return load<F>(joined + c); }, [&](int64_t c) { return load<F>(columns.scale + c) * p.x_scale[row]; },
-        p.out, p.out_type, row, p.weight.out_features);
-}
-
 // Rows row0 <= r < row1 of y, all of whose sums are there: [digits of a row, 64], one row after another.
-template <class Isa>
-void finish_all_digits(const Int8Problem& p, const Columns& columns, const int32_t* sums, const int32_t* shift, int64_t row0,
-                       int64_t row1) {
-    for (int64_t row = row0; row < row1; ++row, sums += p.digits * kPanel) finish_digits<Isa>(p, columns, sums, shift, row);
+template <class Isa, class Sum>
+void finish_digits(const Int8Problem& p, const Columns& columns, const Sum* sums, const int32_t* shift, int64_t row0, int64_t row1) {
+    alignas(64) float joined[Isa::kTall * kPanel];
+    for_groups(row0, row1, Isa::kTall, [&](int64_t, int64_t row, int64_t rows) {
+        for (int64_t r = 0; r < rows; ++r, sums += p.digits * kPanel) join_digits(p.digits, sums, shift, joined + r * kPanel);
+        finish_group<Isa>(columns, GroupFloats{joined, p.x_scale + row, rows}, p.out, p.out_type, row, p.weight.out_features);
+    });
 }
 
 // The same product where K is beyond kWrapSafe: int64 sums over pieces that cannot overflow by themselves.
@@ -113,7 +105,7 @@ void int8_product_wide(const Int8Problem& p, const Task& t, PanelQuads<Isa>& b, 
             dot<Isa>(height, a, p.code_stride, at, n, piece, false, at);
             for (int64_t i = 0; i < height * kPanel; ++i) total[i] += piece[i];
         }
-        for (int64_t r = 0; r < rows; ++r) finish_digits<Isa>(p, columns, total + r * digits * kPanel, nothing, row + r);
+        finish_digits<Isa>(p, columns, total, nothing, row, row + rows);
     });
 }
 
@@ -132,7 +124,7 @@ void int8_product(const Int8Problem& p, const Task& t) {
             for (int64_t i = 0; i < digits; ++i) {
                 Isa::dot_features(static_cast<const char*>(p.codes) + (row0 + i) * p.code_stride, b.rows, acc + i * kPanel);
             }
-            return finish_all_digits<Isa>(p, columns, acc, shift, t.row0, t.row1);
+            return finish_digits<Isa>(p, columns, acc, shift, t.row0, t.row1);
         }
     }
     if (b.full) full_sums<Isa>(p.weight, b, shift);
@@ -157,8 +149,8 @@ void int8_product(const Int8Problem& p, const Task& t) {
             const int8_t* fetch = next == nullptr ? nullptr : next + (g < 3 ? g : 3) * fetch_step;
             dot<Isa>(height, a, p.code_stride, codes_of_b, q1 - q0, sums, piece > 0, fetch);
             if (!last || digits > 1) return;
-            finish_group<Isa>(columns, {sums, shift, p.x_scale + row, height}, p.out, p.out_type, row, p.weight.out_features);
+            finish_group<Isa>(columns, GroupSums{sums, shift, p.x_scale + row, height}, p.out, p.out_type, row, p.weight.out_features);
         });
     }
-    if (digits > 1) finish_all_digits<Isa>(p, columns, acc, shift, t.row0, t.row1);
+    if (digits > 1) finish_digits<Isa>(p, columns, acc, shift, t.row0, t.row1);
 }

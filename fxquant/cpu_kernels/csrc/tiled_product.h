@@ -110,12 +110,12 @@ void tiled_product(const Int8Problem& p, const Task& t) {
                                  columns_of_b + tail * kPanel * kQuad, left, of, q > 0 || steps > 0, nullptr);
                     }
                     if (last && digits == 1) {
-                        finish_group<Isa>(columns, {of, shift, p.x_scale + first, rows}, p.out, p.out_type, first,
+                        finish_group<Isa>(columns, GroupSums{of, shift, p.x_scale + first, rows}, p.out, p.out_type, first,
                                           p.weight.out_features);
                     }
                 });
             }
         }
     }
-    if (digits > 1) finish_all_digits<Isa>(p, columns, acc, shift, t.row0, t.row1);
+    if (digits > 1) finish_digits<Isa>(p, columns, acc, shift, t.row0, t.row1);
 }

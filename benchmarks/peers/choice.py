@@ -10,17 +10,17 @@ from benchmarks.peers.ours import FLOAT
 
 INT8, INT4, INT4_WEIGHTS, INT8_WEIGHTS = (f"fxquant {name}" for name in ("int8dq", "int4dq", "int4wo", "int8wo"))
 INT8_GROUPS, INT8_FINE, INT8_BFLOAT16 = (f"fxquant int8dq, {how}" for how in ("groups", "small groups", "bfloat16"))
+WEIGHTS_BFLOAT16 = f"{INT8_WEIGHTS}, bfloat16"
 _NEAR = (FLOAT, INT8, INT8_WEIGHTS, "OpenVINO w8a8", "OpenVINO 8-bit weights", "ONNX Runtime int8", "torchao int8dq")
 _ACTIVATIONS = (FLOAT, INT8, "OpenVINO w8a8", "ONNX Runtime int8")
 _EAGER = ("Quanto int8, eager", "torch quantize_dynamic, eager")
-# int8wo is far behind at many rows, where int8dq in groups has no more error than its peer.
-_MANY = (*(name for name in _NEAR if name != INT8_WEIGHTS), INT8_BFLOAT16, INT8_GROUPS)
+_MANY = (*(name for name in _NEAR if name != INT8_WEIGHTS), INT8_BFLOAT16, INT8_GROUPS, WEIGHTS_BFLOAT16)
 _LLAMA = ("llama.cpp Q8_0", "llama.cpp Q4_0")
 
 TOOLS: dict[str, tuple[str, ...]] = {
     "decoder-1": (*_NEAR, INT4, INT4_WEIGHTS, "OpenVINO 4-bit weights", *_EAGER),
-    "decoder-128": (*_NEAR, INT8_BFLOAT16, INT8_GROUPS, INT4, _EAGER[1]),
-    "decoder-1024": (*_NEAR, INT8_BFLOAT16, INT8_GROUPS, INT4),
+    "decoder-128": (*_NEAR, INT8_BFLOAT16, INT8_GROUPS, WEIGHTS_BFLOAT16, INT4, _EAGER[1]),
+    "decoder-1024": (*_NEAR, INT8_BFLOAT16, INT8_GROUPS, WEIGHTS_BFLOAT16, INT4),
     "minilm": (*_ACTIVATIONS, INT4, *_EAGER),
     "vit": (*_ACTIVATIONS, _EAGER[1]),
     "dit": (*_ACTIVATIONS, _EAGER[1]),

@@ -71,6 +71,7 @@ OURS: dict[str, Build] = {
     "fxquant int4dq": partial(quantized, INT4),
     "fxquant int4wo": partial(quantized, INT4_WEIGHTS),
     "fxquant int8wo": partial(quantized, INT8_WEIGHTS),
+    "fxquant int8wo, bfloat16": partial(in_bfloat16, INT8_WEIGHTS),
 }
 # The same in words, for tables.
 RECIPES = {
@@ -81,4 +82,5 @@ RECIPES = {
     "fxquant int4dq": "int4 weights in groups of 32, int8 activations per token, int8 head",
     "fxquant int4wo": "int4 weights in groups of 128, float activations, int8 head",
     "fxquant int8wo": "int8 weights, scales of least squared error; float activations",
+    "fxquant int8wo, bfloat16": "the same; the model in bfloat16, called from C++",
 }

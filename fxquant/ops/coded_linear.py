@@ -62,7 +62,8 @@ def linear_weight_only(
 
     x [..., K] float32, bfloat16 or float16; packed, scale, zero_point and tensor_scale as in decode_weight; bias [N] or
     None. Returns [..., N] in `dtype`. `isa` picks a kernel's instruction set, for tests; the reference has none. A
-    kernel may round x to 2**-22 of its row's largest value where the weight's codes are integers: docs/numbers.md. An
+    kernel may round x to 2**-22 of its row's largest value, one of 16 bits to 2**-15, where the weight's codes are
+    integers: docs/numbers.md. An
     infinite x may give NaN in its row where the reference gives infinity: kernels take sums over a group times the zero
     point from sums over it. What stands behind it: see `fxquant.ops.around`.
     """

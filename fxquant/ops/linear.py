@@ -167,8 +167,8 @@ def int8_linear_weight_only(
 ) -> Tensor:
     """Linear of float x with packed int8 weights: sums of x * code, times scale.
 
-    A kernel may round x to 2**-22 of its row's largest value, and sum up exactly: docs/numbers.md. All else as in
-    int8_linear_dynamic.
+    A kernel may round x to 2**-22 of its row's largest value, one of 16 bits to 2**-15, and sum up exactly:
+    docs/numbers.md. All else as in int8_linear_dynamic.
     """
     op = "int8_linear_weight_only"
     out_features = _check_floats(op, x, packed, scale, bias, in_features, residual, activation, prologue, by, shift)

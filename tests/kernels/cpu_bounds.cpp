@@ -59,12 +59,13 @@ void run(const Kernels& kernels, const Sizes& s, Float type, bool with_bias) {
         }
     }
     if (kernels.quantize_digits == nullptr) return;
-    Buffer<char> digits(m * kDigits * stride);
+    const int64_t count = digits_of(type);
+    Buffer<char> digits(m * count * stride);
     kernels.quantize_digits(rows, 0, m, digits.data, stride, x_scale.data());
-    for (int64_t row0 = 0; row0 < m; row0 += kRowBlock / kDigits) {
-        const int64_t row1 = row0 + kRowBlock / kDigits < m ? row0 + kRowBlock / kDigits : m;
+    for (int64_t row0 = 0; row0 < m; row0 += kRowBlock / kMostDigits) {
+        const int64_t row1 = row0 + kRowBlock / kMostDigits < m ? row0 + kRowBlock / kMostDigits : m;
         for (int64_t panel = 0; panel < panels(n); ++panel) {
-            kernels.int8_product({digits.data, stride, kDigits, x_scale.data(), weight, out.data(), type}, {panel, nullptr, row0, row1});
+            kernels.int8_product({digits.data, stride, count, x_scale.data(), weight, out.data(), type}, {panel, nullptr, row0, row1});
         }
     }
 }
@@ -83,7 +84,7 @@ void run_coded(const Kernels& kernels, const Sizes& s, int64_t bits, Scheme sche
                              {zero.data(), Stored::u8, shared}, granules, granule, bias.data(), bias.data(), n, k};
     const Rows rows{x.data(), k, k, Float::f32};
     const int64_t stride = staged_stride(k, kernels.code_bytes), wide_stride = staged_stride(k, 4) / 4;
-    const int64_t digits = kernels.quantize_digits == nullptr ? 1 : kDigits;
+    const int64_t digits = kernels.quantize_digits == nullptr ? 1 : kMostDigits;
     Buffer<char> staged(m * digits * stride);
     Buffer<float> wide(m * wide_stride);
     kernels.widen(rows, 0, m, wide.data, wide_stride);
@@ -105,10 +106,10 @@ void run_coded(const Kernels& kernels, const Sizes& s, int64_t bits, Scheme sche
             }
             kernels.coded.product({wide.data, wide_stride, x_sums.data(), weight, out.data(), Float::f32}, panel, row0, row1);
         }
-        for (int64_t d = 1; whole_quads && d <= digits; d += kDigits - 1) {
+        for (int64_t d = 1; whole_quads && d <= digits; d += kMostDigits - 1) {
             kernels.coded.quantize(rows, 0, m, dynamic(d), staged.data, x_scale.data(), sums.data());
-            for (int64_t row0 = 0; row0 < m; row0 += kRowBlock / kDigits) {
-                kernels.coded.dynamic_product(dynamic(d), panel, row0, row0 + kRowBlock / kDigits < m ? row0 + kRowBlock / kDigits : m);
+            for (int64_t row0 = 0; row0 < m; row0 += kRowBlock / kMostDigits) {
+                kernels.coded.dynamic_product(dynamic(d), panel, row0, row0 + kRowBlock / kMostDigits < m ? row0 + kRowBlock / kMostDigits : m);
             }
         }
     }

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxquant.algorithms import quantize
-from fxquant.numerics import pack_granules, pack_panels
+from fxquant.numerics import pack_granules, pack_panels, unpack_int8
 from fxquant.ops import reference
 from fxquant.spec import TensorSpec
 from tests.kernels.cpu_helpers import (
@@ -22,9 +22,11 @@ from tests.kernels.cpu_helpers import (
     assert_equal,
     assert_within,
     has_isa,
+    multiplies_digits,
     problem,
     through,
 )
+from tests.twins import fixed_point_error
 
 ops = torch.ops.fxquant
 FUNCTIONS: dict[str, Any] = {
@@ -104,8 +106,12 @@ def test_gates(isa: int, name: str, dtype: torch.dtype) -> None:
 
 
 def linears(spec: str, m: int, n: int, k: int, dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
-    """Every op over float x that takes a weight of that spec, with its arguments up to `isa`."""
-    x, weight, bias = normal(m, k, seed=6, dtype=dtype), normal(n, k, seed=7), normal(n, seed=8)
+    """Every op over float x that takes a weight of that spec, with its arguments up to `isa`.
+
+    x is exact in every dtype, and in the fixed point of each.
+    """
+    x = ((64 * normal(m, k, seed=6)).round().clamp(-255, 255) / 64).to(dtype)
+    weight, bias = normal(n, k, seed=7), normal(n, seed=8)
     parsed = TensorSpec.parse(spec)
     codes, scale, *_ = quantize(weight, parsed)
     if spec == "int8/channel":
@@ -135,9 +141,13 @@ def test_every_linear_is_the_plain_one_of_what_it_is_told(
             assert_equal(op(x, *others, isa, residual, **before), plain)
             got = op(x, *others, isa, residual, "gelu", **before)
             wide = [torch.float32 if a is dtype else a for a in others]
-            inner = op(through(x, isa, **before).float(), *wide, isa).double()
+            made = through(x, isa, **before)
+            inner = op(made if dtype in others else made.float(), *wide, isa).double()
             want = F.gelu(inner) + residual.double()
             bound = 2 * OFF * inner.abs() + (U + U_OUT[dtype]) * want.abs() + SMALLEST_HALF_STEP[dtype]
+            if name == "int8_linear_weight_only" and multiplies_digits(isa):  # of 16 bits in coarser fixed point
+                rounded = [fixed_point_error(t, unpack_int8(others[0], n, k) * others[1]) for t in (made, made.float())]
+                bound = bound + 1.13 * sum(rounded)
             assert_within(got, want, bound * (1 + 2.0**-7))
 
 

@@ -171,7 +171,7 @@ Tensor linear_weight_only(const Tensor x, const Tensor packed, const Tensor scal
     const HeldAfter after(op, out, residual, activation);
     const Linear linear{kernels, rows, type, before, weight.view, after, out, out_type, isa};
     if (kernels.quantize_digits != nullptr && takes_codes(weight.view)) {
-        product_of_codes(linear, kDigits, 0);
+        product_of_codes(linear, digits_of(type), 0);
     } else {
         product_of_floats(linear);
     }

@@ -89,11 +89,12 @@ struct Weight {
 };
 
 // Digits of a float in fixed point, each an int8 code, the lowest first: digit i counts for 256^i.
-constexpr int64_t kDigits = 3;
+constexpr int64_t kMostDigits = 3;
 constexpr int64_t kDigitBits = 8;
+constexpr int64_t digits_of(Float type) { return type == Float::f32 ? kMostDigits : 2; }
 
 // y[rows, N] = float(codes @ weight codes^T) * (x_scale * scale) + bias. codes: staged rows, code_stride bytes apart;
-// `digits` of them for a row of y, 1 or kDigits.
+// `digits` of them for a row of y, 1 or digits_of() a float x.
 struct Int8Problem {
     const void* codes;
     int64_t code_stride;
@@ -239,7 +240,7 @@ struct PieceRows {
 
 // y[rows, N] = (sum over pieces of float(codes @ (weight codes - zero)^T) * scale) * x_scale + bias, or with x_scale in the sum
 // where it is one of each piece. codes: staged rows, see quantize_coded; `digits` of them for a row of y, 1 or
-// kDigits, each with pieces of its own. x_scale: [rows], or null. x_group: values of x that share a scale; 0 where a row does.
+// digits_of() a float x, each with pieces of its own. x_scale: [rows], or null. x_group: values of x that share a scale; 0 where a row does.
 struct CodedDynamicProblem {
     const void* codes;
     int64_t code_stride;
@@ -351,7 +352,7 @@ struct Kernels {
     bool by_rows;                          // its products of codes are quicker where neighbouring tasks share rows
     void (*quantize)(const Rows& x, int64_t row0, int64_t row1, int8_t* codes, float* scale);
     void (*quantize_staged)(const Rows& x, int64_t row0, int64_t row1, void* staged, int64_t stride, float* scale);
-    // Rows in fixed point, as staged codes: kDigits rows for each. Null where floats stay floats.
+    // Rows in fixed point, as staged codes: digits_of() x rows for each. Null where floats stay floats.
     void (*quantize_digits)(const Rows& x, int64_t row0, int64_t row1, void* staged, int64_t stride, float* scale);
     void (*quantize_static)(const Rows& x, int64_t row0, int64_t row1, Scaling by, void* staged, int64_t stride, float* scale);
     void (*stage)(const int8_t* codes, int64_t width, int64_t row0, int64_t row1, void* staged, int64_t stride);

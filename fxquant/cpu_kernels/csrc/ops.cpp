@@ -142,7 +142,8 @@ Tensor int8_linear_weight_only(const Tensor x, const Tensor packed, const Tensor
     const char* op = "int8_linear_weight_only";
     const Kernels& kernels = kernels_for(isa);
     if (kernels.quantize_digits != nullptr) {
-        return linear_of_floats(op, x, packed, scale, bias, in_features, isa, {residual, activation, prologue, by, shift, eps}, kDigits,
+        return linear_of_floats(op, x, packed, scale, bias, in_features, isa, {residual, activation, prologue, by, shift, eps},
+                                digits_of(float_type(op, "x", x.scalar_type())),
                                 [](const Kernels& k, const Rows& rows, int64_t begin, int64_t end, char* staged, int64_t stride,
                                    float* x_scale) { k.quantize_digits(rows, begin, end, staged, stride, x_scale); });
     }

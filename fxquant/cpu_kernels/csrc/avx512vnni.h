@@ -304,20 +304,23 @@ struct Avx512Vnni : Vectors<16> {
     }
 
     static constexpr bool kDotsFeatures = true;
-    // One row of codes x the codes of features as they stand in a compact panel, one row after another.
-    FXQUANT_TILE void dot_features(const char* codes, const CompactRows& rows, int32_t* acc) {
+    // R rows of codes x the codes of features as they stand in a compact panel, one row after another.
+    template <int R>
+    FXQUANT_TILE void dot_features(const char* codes, int64_t stride, const CompactRows& rows, int32_t* acc) {
         const __m512i offset = _mm512_set1_epi8(static_cast<char>(kCodeOffset));
         for (int64_t c = 0; c < rows.features; ++c) {
             const uint8_t* feature = rows.codes + c * rows.row_bytes;
-            __m512i sum = _mm512_setzero_si512(), of_offset = sum;
+            __m512i sum[R], of_offset = _mm512_setzero_si512();
+            FXQUANT_UNROLL for (int r = 0; r < R; ++r) sum[r] = of_offset;
             for (int64_t k = 0; k < rows.in_features; k += 64) {
                 const int64_t left = rows.in_features - k;
                 const __mmask64 there = left < 64 ? (uint64_t{1} << left) - 1 : ~uint64_t{0};
                 const __m512i b = _mm512_maskz_loadu_epi8(there, feature + k);
-                sum = _mm512_dpbusd_epi32(sum, _mm512_maskz_loadu_epi8(there, codes + k), b);
+                FXQUANT_UNROLL for (int r = 0; r < R; ++r)
+                    sum[r] = _mm512_dpbusd_epi32(sum[r], _mm512_maskz_loadu_epi8(there, codes + r * stride + k), b);
                 of_offset = _mm512_dpbusd_epi32(of_offset, offset, b);
             }
-            acc[c] = _mm512_reduce_add_epi32(_mm512_sub_epi32(sum, of_offset));
+            FXQUANT_UNROLL for (int r = 0; r < R; ++r) acc[r * kPanel + c] = _mm512_reduce_add_epi32(_mm512_sub_epi32(sum[r], of_offset));
         }
     }
 

@@ -121,9 +121,10 @@ void int8_product(const Int8Problem& p, const Task& t) {
     if constexpr (Isa::kDotsFeatures) {
         if (!b.full && t.row1 - t.row0 == 1) {  // to spread the panel would take longer than all products
             std::memset(acc, 0, digits * kPanel * sizeof(int32_t));
-            for (int64_t i = 0; i < digits; ++i) {
-                Isa::dot_features(static_cast<const char*>(p.codes) + (row0 + i) * p.code_stride, b.rows, acc + i * kPanel);
-            }
+            const char* a = static_cast<const char*>(p.codes) + row0 * p.code_stride;
+            if (digits == 1) Isa::template dot_features<1>(a, p.code_stride, b.rows, acc);
+            if (digits == 2) Isa::template dot_features<2>(a, p.code_stride, b.rows, acc);
+            if (digits == 3) Isa::template dot_features<3>(a, p.code_stride, b.rows, acc);
             return finish_digits<Isa>(p, columns, acc, shift, t.row0, t.row1);
         }
     }

@@ -89,33 +89,31 @@ void tiled_product(const Int8Problem& p, const Task& t) {
         Ahead ahead = {last ? t.next : columns_of_b + n * kPanel * kQuad, 0};
         const int64_t passes = 2 * groups * steps;
         if (b.full && ahead.at != nullptr && passes > 0) ahead.lines = (n * kPanel * kQuad / 64 + passes - 1) / passes;
-        for (int half = 0; half < 2; ++half) {
-            for (int64_t row = row0; row < row1; row += kTiledRows) {
-                const int64_t height = row1 - row < kTiledRows ? row1 - row : kTiledRows;
-                const char* a = static_cast<const char*>(p.codes) + row * p.code_stride + q * kQuad;
-                int32_t* sums = acc + (row - row0) * kPanel;
-                if (steps > 0 && height > kTileRows) {
-                    shapes.for_rows(height);
-                    dot_tiles_high(a, p.code_stride, columns_of_b + half * 128, steps, sums + half * 32, q > 0, ahead);
-                } else if (steps > 0 && half == 1) {
-                    shapes.for_rows(height);
-                    dot_tiles_low(a, p.code_stride, columns_of_b, steps, sums, q > 0, ahead);
+        // All rows x `count` products of `wide` quads each, from quad `first` of the block on.
+        const auto pass = [&](int64_t first, int64_t count, int64_t wide) {
+            const bool add = q + first > 0, ends = last && first + count * wide == n;
+            const int8_t* at = columns_of_b + first * kPanel * kQuad;
+            for (int half = 0; half < 2; ++half) {
+                for (int64_t row = row0; row < row1; row += kTiledRows) {
+                    const int64_t height = row1 - row < kTiledRows ? row1 - row : kTiledRows;
+                    const char* a = static_cast<const char*>(p.codes) + row * p.code_stride + (q + first) * kQuad;
+                    int32_t* sums = acc + (row - row0) * kPanel;
+                    shapes.for_rows(height, wide);
+                    if (height > kTileRows) {
+                        dot_tiles_high(a, p.code_stride, at + half * 128, count, sums + half * 32, add, ahead);
+                    } else if (half == 1) {
+                        dot_tiles_low(a, p.code_stride, at, count, sums, add, ahead);
+                    }
+                    if (half == 0 || !ends || digits > 1) continue;
+                    for_groups(row, row + height, Isa::kTall, [&](int64_t, int64_t of, int64_t rows) {
+                        const GroupSums group{acc + (of - row0) * kPanel, shift, p.x_scale + of, rows};
+                        finish_group<Isa>(columns, group, p.out, p.out_type, of, p.weight.out_features);
+                    });
                 }
-                if (half == 0) continue;
-                for_groups(row, row + height, Isa::kTall, [&](int64_t, int64_t first, int64_t rows) {
-                    int32_t* of = acc + (first - row0) * kPanel;
-                    if (left > 0) {
-                        const int64_t tail = steps * kTileQuads;
-                        dot<Isa>(rows, a + (first - row) * p.code_stride + tail * kQuad, p.code_stride,
-                                 columns_of_b + tail * kPanel * kQuad, left, of, q > 0 || steps > 0, nullptr);
-                    }
-                    if (last && digits == 1) {
-                        finish_group<Isa>(columns, GroupSums{of, shift, p.x_scale + first, rows}, p.out, p.out_type, first,
-                                          p.weight.out_features);
-                    }
-                });
             }
-        }
+        };
+        if (steps > 0) pass(0, steps, kTileQuads);
+        if (left > 0) pass(steps * kTileQuads, 1, left);
     }
     if (digits > 1) finish_digits<Isa>(p, columns, acc, shift, t.row0, t.row1);
 }

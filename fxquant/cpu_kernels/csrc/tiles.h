@@ -30,15 +30,22 @@ public:
     TileShapes& operator=(const TileShapes&) = delete;
 
     // 17 to 32 rows: sums in 0 to 3, codes of rows in 4 and 5, of columns in 6 and 7. Up to 16: rows in 4, columns in 5 to 7.
-    void for_rows(int64_t rows) {
-        if (rows == chosen_) return;
-        chosen_ = rows;
+    // quads: of the codes, 16 at most.
+    void for_rows(int64_t rows, int64_t quads = kTileQuads) {
+        const int64_t wanted = rows + quads * 64;
+        if (wanted == chosen_) return;
+        chosen_ = wanted;
         Config config;
-        const auto first = static_cast<uint8_t>(rows > kTileRows ? kTileRows : rows);
-        const auto second = static_cast<uint8_t>(rows > kTileRows ? rows - kTileRows : rows);
+        const bool high = rows > kTileRows;
+        for (int i = 4; i < 8; ++i) {
+            const bool of_rows = i == 4 || (high && i == 5);
+            if (of_rows) config.bytes[i] = static_cast<uint16_t>(quads * kQuad);
+            else config.rows[i] = static_cast<uint8_t>(quads);
+        }
+        const auto first = static_cast<uint8_t>(high ? kTileRows : rows), second = static_cast<uint8_t>(high ? rows - kTileRows : rows);
         config.rows[0] = config.rows[1] = config.rows[4] = first;
         config.rows[2] = config.rows[3] = second;
-        if (rows > kTileRows) config.rows[5] = second;
+        if (high) config.rows[5] = second;
         config.use();
     }
 

@@ -81,7 +81,7 @@ def test_a_row_does_not_depend_on_the_others_at_scales_of_any_size(weights: str,
     x, packed, scale, *rest = kernel.operands(problem)
     args = (packed, scale * 2.0**exponent, *rest)
     want = kernel.run((x, *args), isa)
-    assert want.isfinite().all()
+    assert want.isfinite().all()  # beyond 2**100 digits of x, up to 2**21 times x, may overflow: docs/numbers.md
     assert torch.equal(kernel.run((x[:1], *args), isa), want[:1])
 
 

@@ -20,7 +20,7 @@ from fxquant.spec import (
     number_format,
 )
 from fxquant.spec.linears import ALGORITHMS, algorithm_problem
-from fxquant.spec.tensors import SCALES, SCHEMES
+from fxquant.spec.tensors import SCALES, SCHEMES, STEPPED_BITS, Scale
 
 SMALL_FLOATS = [
     number_format(f"fp{1 + exponent + mantissa}_e{exponent}m{mantissa}")
@@ -42,8 +42,12 @@ def tensor_specs(draw: st.DrawFn, granularities: st.SearchStrategy[Granularity])
     """Every format with every scheme and scale that it can have."""
     number, granularity = draw(FORMAT), draw(granularities)
     scheme = draw(st.sampled_from(SCHEMES if number.kind == "int" else SCHEMES[:1]))
-    small = scheme == "symmetric" and granularity.kind == "group"
-    scale = draw(st.sampled_from(list(SCALES)[: None if small else 2]))
+    grouped = scheme == "symmetric" and granularity.kind == "group"
+    small = number.kind == "int" and number.bits <= STEPPED_BITS
+    fitting: list[Scale] = ["float32", "bfloat16"]
+    if grouped:
+        fitting = [one for one in SCALES if small or one != "stepped"]
+    scale = draw(st.sampled_from(fitting))
     return TensorSpec(number, granularity, scheme, scale)
 
 
@@ -57,7 +61,9 @@ def linear_specs(draw: st.DrawFn) -> LinearSpec:
 
 def _can_be_activation(spec: TensorSpec) -> bool:
     return (
-        spec.scheme == "symmetric" and spec.scale != "bfloat16" and (spec.format == INT8 or spec.format.kind == "float")
+        spec.scheme == "symmetric"
+        and spec.scale not in ("bfloat16", "stepped")
+        and (spec.format == INT8 or spec.format.kind == "float")
     )
 
 

@@ -39,6 +39,7 @@ PAIRS = (
     ("int8/token", "int8/channel"),
     ("int8/tensor", "int8/tensor"),
     ("int8/token", "int4/group32/bf16"),
+    ("int8/token", "int4/group32/stepped"),
     ("int8/token", "int4/group32/affine/bf16"),
     ("int8/group16", "int8/block32x32"),
     ("float8_e4m3fn/tensor", "float8_e4m3fn/tensor"),

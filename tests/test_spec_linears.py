@@ -127,7 +127,7 @@ def test_presets_are_the_agreed_ones() -> None:
         "int8dq": "w=int8/channel x=int8/token",
         "int4wo": "w=int4/group128/affine/bf16",
         "int4wo-g32": "w=int4/group32/affine/bf16",
-        "int4dq": "w=int4/group32/bf16 x=int8/token",
+        "int4dq": "w=int4/group32/stepped x=int8/token",
         "int2wo": "w=int2/group32/affine/bf16",
         "fp8wo": "w=float8_e4m3fn/channel",
         "fp8dq": "w=float8_e4m3fn/tensor x=float8_e4m3fn/tensor",
@@ -265,7 +265,7 @@ def test_a_small_float_that_cannot_be_is_an_unknown_format(name: str) -> None:
         ("mxfp4", "mxfp4wo", "; a convolution has no groups of features, so weights only, no x=fp4_e2m1/group32/e8m0"),
         (
             "int4dq algorithm=mse",
-            "w=int4/group32/bf16 x=int8/sample algorithm=mse",
+            "w=int4/group32/stepped x=int8/sample algorithm=mse",
             "; a convolution takes x=int8/token",
         ),
     ],

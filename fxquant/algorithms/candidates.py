@@ -10,7 +10,7 @@ from torch import Tensor
 from fxquant.algorithms.grids import grid_of
 from fxquant.algorithms.ranges import Range
 from fxquant.algorithms.rows import Rows
-from fxquant.numerics import symmetric_scales
+from fxquant.numerics import MOST_STEPS, symmetric_scales
 from fxquant.spec import TensorSpec
 
 # Factors of the plain range: so many, in equal ratios, the plain range first.
@@ -39,6 +39,10 @@ def candidates(plain: Range, size: int, spec: TensorSpec, tensor_scale: Tensor |
         else:
             amax = high * torch.exp2(column(EXPONENTS).view(-1, 1, 1))
             amax.clamp_(max=torch.finfo(torch.float32).max)
+        amax[0] = high
+        return Range(amax, amax)
+    if spec.scale == "stepped" and tensor_scale is not None:
+        amax = column(range(MOST_STEPS + 1)).view(-1, 1, 1) * (tensor_scale * spec.qmax)
         amax[0] = high
         return Range(amax, amax)
     factors = column(factors_of(size, spec)[::stride]).view(-1, 1, 1)

@@ -69,7 +69,12 @@ def grid_of(ranges: Range, spec: TensorSpec, tensor_scale: Tensor | None) -> Gri
     """The grid that encode and decode give to granules of those ranges, [..., g, 1] a side."""
     scales = scales_of(ranges, spec, tensor_scale)
     scale = scales.scale.to(torch.float32)
-    return Grid(spec, scale if tensor_scale is None else scale * tensor_scale, scales.factor, scales.offset)
+    return Grid(
+        spec,
+        scale if tensor_scale is None or not spec.has_tensor_scale else scale * tensor_scale,
+        scales.factor,
+        scales.offset,
+    )
 
 
 def round_float(x: Tensor, number: NumberFormat) -> Tensor:

@@ -9,13 +9,12 @@ block, never as a whole. What is found for one granule does not depend on its ne
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fxquant.algorithms.ranges import Range
 from fxquant.spec import Granularity
 
 # 128 KB of float32: a part and its temporaries stay in the second-level cache, and torch runs an operation on so few
@@ -48,21 +47,23 @@ def _block_size(x: Tensor) -> int:
     return CPU_BLOCK if x.device.type == "cpu" else DEVICE_PART
 
 
-def blocks(x: Tensor, ranges: Range, granularity: Granularity) -> Iterator[tuple[Rows, Range]]:
-    """All granules of x block by block, each with views of their ranges, of any shape, in the order of the rows.
+def blocks(
+    x: Tensor, of_granules: Sequence[Tensor], granularity: Granularity
+) -> Iterator[tuple[Rows, tuple[Tensor, ...]]]:
+    """All granules of x block by block, each with views of what they have, of any shape, in the order of the rows.
 
-    x: not empty; copied in its own dtype if its strides do not allow a view. ranges: in the shape of the scales.
+    x: not empty; copied in its own dtype if its strides do not allow a view. of_granules: in the shape of the scales.
     """
     if granularity.kind == "channel":
         x = x.movedim(granularity.axis, 0)
     height, width, tile_height, tile_width = _matrix(x.shape, granularity)
     matrix = x.reshape(height, width)
     tiles = (-(-height // tile_height), -(-width // tile_width))
-    low, high = ranges.low.view(tiles), ranges.high.view(tiles)
+    numbers = [each.view(tiles) for each in of_granules]
     for down, rows in _cuts(height, tile_height):
         for across, columns in _cuts(width, tile_width):
             part = _tiled(matrix, down, rows, across, columns)
-            yield from _blocks_of(part, Range(low[rows.tiles, columns.tiles], high[rows.tiles, columns.tiles]))
+            yield from _blocks_of(part, [each[rows.tiles, columns.tiles] for each in numbers])
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def _tiled(matrix: Tensor, tile_height: int, rows: _Cut, tile_width: int, column
     return part.unflatten(1, (-1, tile_width)).unflatten(0, (-1, tile_height)).transpose(1, 2)
 
 
-def _blocks_of(tiles: Tensor, ranges: Range) -> Iterator[tuple[Rows, Range]]:
+def _blocks_of(tiles: Tensor, of_granules: Sequence[Tensor]) -> Iterator[tuple[Rows, tuple[Tensor, ...]]]:
     down, across, height, width = tiles.shape
     size = _block_size(tiles)
     step = max(1, size // (across * height * width))
@@ -113,4 +114,4 @@ def _blocks_of(tiles: Tensor, ranges: Range) -> Iterator[tuple[Rows, Range]]:
         values = tiles[here].reshape(-1, height * width)
         if values.numel() <= size:
             values = values.to(torch.float32).contiguous()
-        yield Rows(values), Range(ranges.low[here], ranges.high[here])
+        yield Rows(values), tuple(each[here] for each in of_granules)

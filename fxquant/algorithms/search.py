@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from fxquant.algorithms.ranges import Range, codes_of, plain_range, scales_of
 from fxquant.algorithms.rows import Rows, blocks
-from fxquant.numerics import Codes
+from fxquant.numerics import Codes, row_steps
 from fxquant.spec import TensorSpec
 
-# (granules, their plain ranges [g, 1] a side, spec, tensor scale [1, 1] or None) -> their ranges, [g, 1] a side.
+# (granules, their plain ranges [g, 1] a side, spec, what scales stand under [g, 1] or None) -> their ranges, likewise
 Search = Callable[[Rows, Range, TensorSpec, "Tensor | None"], Range]
 
 
@@ -21,11 +22,21 @@ def quantize_by(search: Search, x: Tensor, spec: TensorSpec) -> Codes:
     if x.numel() == 0:
         return codes_of(x, plain, spec)
     x = x.detach()
-    whole = scales_of(plain, spec).tensor_scale if spec.has_tensor_scale else None
+    whole = _over_granules(plain, spec)
+    if spec.scale == "stepped":  # the range of the multiple that the plain choice takes
+        plain = Range(*2 * [scales_of(plain, spec).scale.to(torch.float32) * spec.qmax])
     found = Range(plain.low.clone(), plain.high.clone())
-    for rows, views in blocks(x, found, spec.granularity):
-        here = Range(views.low.reshape(-1, 1), views.high.reshape(-1, 1))
-        better = search(rows, here, spec, None if whole is None else whole.view(1, 1))
-        views.low.copy_(better.low.view(views.low.shape))
-        views.high.copy_(better.high.view(views.high.shape))
+    each = found.high if whole is None else whole.expand_as(found.high).contiguous()
+    for rows, (low, high, over) in blocks(x, (*found, each), spec.granularity):
+        here = Range(low.reshape(-1, 1), high.reshape(-1, 1))
+        better = search(rows, here, spec, None if whole is None else over.reshape(-1, 1))
+        low.copy_(better.low.view(low.shape))
+        high.copy_(better.high.view(high.shape))
     return codes_of(x, found, spec, whole)
+
+
+def _over_granules(plain: Range, spec: TensorSpec) -> Tensor | None:
+    """What the scales of granules stand under, and a search leaves alone: the tensor's scale, or the rows' steps."""
+    if spec.scale == "stepped":
+        return row_steps(plain.high, spec)
+    return scales_of(plain, spec).tensor_scale if spec.has_tensor_scale else None

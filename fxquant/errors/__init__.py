@@ -56,6 +56,7 @@ from fxquant.errors.tensors import (
     NestedInput,
     NonFiniteWeight,
     ShapeMismatch,
+    UnevenScales,
     UnsupportedActivation,
 )
 from fxquant.errors.tuning import NoRightAnswer, NotAPlanFile, NothingToTune, OtherDevice, TuningCacheWarning
@@ -105,6 +106,7 @@ __all__ = [
     "TuningCacheWarning",
     "UncalibratedModules",
     "UncalibratedWarning",
+    "UnevenScales",
     "UnknownFormat",
     "UnknownKernel",
     "UnknownOption",

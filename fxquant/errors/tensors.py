@@ -34,6 +34,16 @@ class ShapeMismatch(FxQuantError, ValueError):
         super().__init__(f"{where}: met {met}, but {wanted} is needed. Check that input and weight belong together.")
 
 
+class UnevenScales(FxQuantError, ValueError):
+    """Stepped scales of which some are not whole multiples of one step of their row."""
+
+    def __init__(self, row: int, most: int) -> None:
+        super().__init__(
+            f"the scales of row {row} are not whole multiples, 1 to {most}, of one step, as in a stepped spec. "
+            "Quantize the float weight anew, or say 'bf16' instead of 'stepped' in its spec."
+        )
+
+
 class NestedInput(FxQuantError, TypeError):
     """A nested tensor given to a module that takes padded ones."""
 

@@ -23,8 +23,10 @@ from fxquant.numerics.panels import (
 )
 from fxquant.numerics.product import MAX_IN_FEATURES, int8_matmul, matmul_float32
 from fxquant.numerics.scales import (
+    MOST_STEPS,
     Scales,
     affine_scales,
+    row_steps,
     scale_and_factor,
     shift_scales,
     smallest_range,
@@ -35,6 +37,7 @@ from fxquant.numerics.stored_rows import packed_of_rows, rows_of_packed
 
 __all__ = [
     "MAX_IN_FEATURES",
+    "MOST_STEPS",
     "PANEL",
     "QUAD",
     "Codes",
@@ -64,6 +67,7 @@ __all__ = [
     "packed_shape",
     "panel_shape",
     "rounded_by",
+    "row_steps",
     "rows_of_packed",
     "rows_spec",
     "scale_and_factor",

@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from fxquant.errors import UnevenScales
 from fxquant.numerics.bits import pack_bits, packed_bytes, unpack_bits
 from fxquant.numerics.held import held_dtype
+from fxquant.numerics.scales import MOST_STEPS
 from fxquant.spec import CHANNEL, TensorSpec, group
 
 PANEL = 64  # output features
@@ -105,14 +107,16 @@ def granule_shape(out_features: int, in_features: int, spec: TensorSpec, joined:
     if spec.granularity.kind == "tensor" and not joined:
         return [1]
     rows = spec.granularity.rows if spec.granularity.kind == "block" else 1
-    return [(out_features + rows - 1) // rows * granules_along(in_features, spec)]
+    steps = out_features if stores_steps(in_features, spec) else 0
+    return [(out_features + rows - 1) // rows * granules_along(in_features, spec) + steps]
 
 
 def pack_granules(t: Tensor, spec: TensorSpec, out_features: int, in_features: int) -> Tensor:
     """Scales (zero points, shifts) in the shape of the spec's granularity -> flat, in their own dtype.
 
     t: [1, 1] and [N, 1] too where one stands for a whole row. Numbers of whole tensors and of blocks stay as they are;
-    others stand panel by panel, [granules along K, features of the panel] in each.
+    others stand panel by panel, [granules along K, features of the panel] in each, and behind stepped ones the rows'
+    steps (see `stores_steps`). Raises `UnevenScales` for stepped ones that are not.
     """
     if spec.granularity.kind == "block" or (spec.granularity.kind == "tensor" and t.shape[0] == 1):
         return t.clone(memory_format=torch.contiguous_format).flatten()
@@ -120,7 +124,8 @@ def pack_granules(t: Tensor, spec: TensorSpec, out_features: int, in_features: i
     granules, full = granules_along(in_features, spec), out_features // PANEL * PANEL
     rows = raw.expand(out_features, granules)
     panels = rows[:full].reshape(full // PANEL, PANEL, granules).transpose(1, 2)
-    return torch.cat([panels.flatten(), rows[full:].t().flatten()]).view(t.dtype)
+    steps = [steps_of(rows)] if stores_steps(in_features, spec) else []
+    return torch.cat([panels.flatten(), rows[full:].t().flatten(), *steps]).view(t.dtype)
 
 
 def unpack_granules(packed: Tensor, spec: TensorSpec, out_features: int, in_features: int) -> Tensor:
@@ -132,10 +137,41 @@ def unpack_granules(packed: Tensor, spec: TensorSpec, out_features: int, in_feat
     elif spec.granularity.kind == "tensor" and packed.shape[0] == 1:
         rows = raw.expand(out_features, 1)
     else:
-        panels, rest = raw.split([full * granules, (out_features - full) * granules])
+        panels, rest = raw[: out_features * granules].split([full * granules, (out_features - full) * granules])
         by_feature = panels.view(full // PANEL, granules, PANEL).transpose(1, 2).reshape(full, granules)
         rows = torch.cat([by_feature, rest.view(granules, out_features - full).t()])
     return rows.contiguous().view(packed.dtype)
+
+
+def stores_steps(in_features: int, spec: TensorSpec) -> bool:
+    """Whether the steps of a weight's rows stand behind its scales: stepped ones, where a row holds enough beside them.
+
+    The products of short rows scale each granule.
+    """
+    row_bits = in_features * spec.format.bits + 8 * spec.scale_dtype.itemsize * granules_along(in_features, spec)
+    return spec.scale == "stepped" and PARTS * 8 * spec.scale_dtype.itemsize <= row_bits
+
+
+def steps_of(scale: Tensor) -> Tensor:
+    """The step [N] of each row of stepped scales [N, granules], bfloat16: the largest that all are whole multiples of.
+
+    0 of a row of zeros; NaN where a scale is NaN. Raises `UnevenScales` where one is no multiple, or more than
+    MOST_STEPS of it.
+    """
+    values = scale.double()
+    known = torch.where(values > 0, values, torch.inf)
+    least = known.amin(1, keepdim=True) if scale.shape[1] else known.new_full((scale.shape[0], 1), torch.inf)
+    step = torch.full_like(least, -1.0)
+    for parts in range(MOST_STEPS, 0, -1):
+        multiples = values * parts / least
+        fits = ((multiples == multiples.round()) & (multiples <= MOST_STEPS)).all(1, keepdim=True)
+        step = torch.where(fits, least / parts, step)
+    step = torch.where((values == 0).all(1, keepdim=True), 0.0, step)
+    step = torch.where(values.isnan().any(1, keepdim=True), torch.nan, step)
+    if bool((step < 0).any()):
+        row = int((step < 0).flatten().nonzero()[0])
+        raise UnevenScales(row, MOST_STEPS)
+    return step.flatten().to(scale.dtype)
 
 
 def rows_spec(spec: TensorSpec) -> TensorSpec:

@@ -14,6 +14,8 @@ from fxquant.spec import FLOAT8_E4M3FN, TensorSpec
 
 # The smallest e4m3 above 0: a block that is not zero keeps a scale.
 SMALLEST_E4M3 = 2.0**-9
+# The steps of the largest scale of a row: an int4 code, times that, is an int8 code.
+MOST_STEPS = 16
 FLOAT32_EXPONENTS = 254  # e8m0 numbers its exponents as float32 does; 255 is NaN, here and there
 
 
@@ -65,16 +67,33 @@ def scale_and_factor(
 def symmetric_scales(amax: Tensor, spec: TensorSpec, tensor_scale: Tensor | None = None) -> Scales:
     """Scales of granules whose absolute range is `amax`, float32 in the shape of the scales.
 
-    tensor_scale: under which scale of the whole tensor, if the spec has one; the default is that of the largest range.
+    tensor_scale: under which scale of the whole tensor, or in which steps, [..., 1] of each row, if the spec has one or
+    the other; the default is that of the largest range.
     """
     match spec.scale:
         case "e8m0":
             scale, factor = _power_of_two(amax, spec)
         case "e4m3":
             return _under_tensor_scale(amax, spec, tensor_scale)
+        case "stepped":
+            scale, factor = _in_steps(amax, spec, tensor_scale)
         case _:
             scale, factor = scale_and_factor(amax, spec.qmax, spec.scale_dtype)
     return Scales(scale, no_zero_point(scale), no_tensor_scale(scale), factor)
+
+
+def row_steps(amax: Tensor, spec: TensorSpec) -> Tensor:
+    """The step, float32 [..., 1], of rows of granules with those absolute ranges [..., granules]; 0 of an empty range.
+
+    The smallest number of four significant bits in MOST_STEPS of which the largest range is covered: no multiple needs
+    more bits than a bfloat16 has.
+    """
+    finite = torch.where(amax.isfinite(), amax, 0.0)
+    top = finite.amax(-1, keepdim=True) if amax.shape[-1] else finite.new_zeros((*amax.shape[:-1], 1))
+    exact = top / spec.qmax * _covered(spec) / MOST_STEPS
+    usable = top >= smallest_range(spec.qmax) * 2 * MOST_STEPS
+    mantissa, exponent = torch.frexp(exact)
+    return torch.where(usable, torch.ldexp((mantissa * 16).ceil() / 16, exponent), 0.0)
 
 
 def affine_scales(low: Tensor, high: Tensor, spec: TensorSpec) -> Scales:
@@ -94,6 +113,29 @@ def shift_scales(low: Tensor, high: Tensor, spec: TensorSpec) -> Scales:
     limit = torch.finfo(spec.scale_dtype).max
     shift = torch.where(extent.isfinite(), low, 0.0).clamp_(-limit, limit).to(spec.scale_dtype)
     return Scales(scale, shift, no_tensor_scale(scale), factor, shift.float())
+
+
+def _covered(spec: TensorSpec) -> float:
+    """How much of a range a scale has to cover so that no value is off by more than half a step."""
+    return spec.qmax / (spec.qmax + 0.5)
+
+
+def _in_steps(amax: Tensor, spec: TensorSpec, step: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Two-level scales: whole multiples of a row's step. Given steps: the nearest multiple; else the one that covers.
+
+    Progressive group quantization, Lin et al., QServe, 2024 (arXiv:2405.04532), section 4.1, with the second level
+    in whole numbers that a code can be multiplied by.
+    """
+    finite = amax.isfinite()
+    if step is None:
+        step = row_steps(amax, spec)
+        wanted = (amax / spec.qmax * _covered(spec) / step).ceil()
+    else:
+        wanted = (amax / spec.qmax / step).round()
+    usable = finite & (step > 0) & (amax > 0)
+    scale = torch.where(usable, wanted.clamp(1, MOST_STEPS) * step, 0.0)
+    factor = torch.where(usable, scale.reciprocal(), 0.0)
+    return torch.where(finite, scale, math.nan).to(torch.bfloat16), factor
 
 
 def _power_of_two(amax: Tensor, spec: TensorSpec) -> tuple[Tensor, Tensor]:

@@ -80,7 +80,7 @@ def _rounds_as_activation(spec: TensorSpec) -> bool:
     """Whether the kernels of fake_quantize know the format: each row of the matrix is a token."""
     known = (spec.format == INT8 or spec.format.kind == "float") and spec.scheme == "symmetric"
     by_row = spec.granularity == CHANNEL or spec.granularity.kind in ("tensor", "group")
-    return known and by_row and spec.scale != "bfloat16"
+    return known and by_row and spec.scale not in ("bfloat16", "stepped")
 
 
 def _straight_through(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

@@ -47,7 +47,9 @@ def tiled_linear(
     weight = (tiles, scale, zero_point, tensor_scale)
     parsed = check_tiled_linear(x, *weight, bias, residual, activation, in_features, spec, dtype)
     inner = dtype if x.dtype == dtype else torch.float32
-    problem = Problem("linear", x.shape[:-1].numel(), tiles.shape[0], in_features, spec, "", _word(inner))
+    problem = Problem(
+        "linear", x.shape[:-1].numel(), tiles.shape[0], in_features, spec, "", _word(inner)
+    ).without_steps()
     arch = arch_on(x.device)
     config = config_for(plan if inner == dtype else (), problem, arch)  # the plan is for its dtype
     if config is None:
@@ -91,7 +93,9 @@ def tiled_linear_codes(
     weight = (tiles, scale, zero_point, tensor_scale)
     epilogue = (bias, residual, activation, in_features, spec, dtype)
     parsed, x_parsed = check_codes_linear(codes, x_scale, x_tensor_scale, x_spec, *weight, *epilogue)
-    problem = Problem("linear", codes.shape[:-1].numel(), tiles.shape[0], in_features, spec, x_spec, _word(dtype))
+    problem = Problem(
+        "linear", codes.shape[:-1].numel(), tiles.shape[0], in_features, spec, x_spec, _word(dtype)
+    ).without_steps()
     arch = arch_on(codes.device)
     config = config_for(plan, problem, arch)
     if config is None:
@@ -172,7 +176,9 @@ def embedding_dequantize(
     check_devices("fxquant.embedding_dequantize", indices=indices, rows=rows)
     table = (rows, scale, zero_point, tensor_scale, embedding_dim, spec, dtype)
     check_table("fxquant.embedding_dequantize", *table)
-    problem = Problem("embedding", indices.numel(), rows.shape[0], embedding_dim, spec, "", _word(dtype))
+    problem = Problem(
+        "embedding", indices.numel(), rows.shape[0], embedding_dim, spec, "", _word(dtype)
+    ).without_steps()
     arch = arch_on(rows.device)
     config = config_for((), problem, arch)
     if config is None:

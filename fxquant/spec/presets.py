@@ -16,7 +16,7 @@ PRESETS = {
         "int8dq": "w=int8/channel x=int8/token",
         "int4wo": "w=int4/group128/affine/bf16",
         "int4wo-g32": "w=int4/group32/affine/bf16",
-        "int4dq": "w=int4/group32/bf16 x=int8/token",
+        "int4dq": "w=int4/group32/stepped x=int8/token",
         "int2wo": "w=int2/group32/affine/bf16",
         "fp8wo": "w=float8_e4m3fn/channel",
         "fp8dq": "w=float8_e4m3fn/tensor x=float8_e4m3fn/tensor",

@@ -14,11 +14,12 @@ from fxquant.errors import InvalidSpec, nearest
 from fxquant.spec.formats import Granularity, NumberFormat, number_format
 
 Scheme = Literal["symmetric", "affine", "shift"]
-Scale = Literal["float32", "bfloat16", "e8m0", "e4m3"]
+Scale = Literal["float32", "bfloat16", "stepped", "e8m0", "e4m3"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 SCALES: dict[Scale, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
+    "stepped": torch.bfloat16,
     "e8m0": torch.float8_e8m0fnu,
     "e4m3": torch.float8_e4m3fn,
 }
@@ -26,6 +27,7 @@ SCALE_TEXTS: dict[str, Scale] = {
     "float32": "float32",
     "bfloat16": "bfloat16",
     "bf16": "bfloat16",
+    "stepped": "stepped",
     "e8m0": "e8m0",
     "e4m3": "e4m3",
 }
@@ -40,6 +42,8 @@ NAMED_SPECS = {
     "mxfp4": "fp4_e2m1/group32/e8m0",
     "nvfp4": "fp4_e2m1/group16/e4m3",
 }
+KNOWN_SCALES = "float32, bf16, stepped, e8m0 or e4m3"
+STEPPED_BITS = 4  # 16 * 8 is what an int8 code holds
 FORM = "a tensor spec is format/granularity or format/granularity/scheme/scale, such as int8/channel"
 
 
@@ -49,8 +53,9 @@ class TensorSpec:
 
     scheme  symmetric: code 0 means 0. affine: an integer zero point, for a range that holds 0. shift: the value of code
             0 is a float, for any range.
-    scale   how a scale is stored: float32, bfloat16, e8m0 (a power of two, one byte), e4m3 (float8, under one float32
-            scale for the whole tensor).
+    scale   how a scale is stored: float32, bfloat16, stepped (bfloat16, and those of a row are whole multiples, 16 at
+            most, of one step: each code times its multiple is an int8 code, and the row has one scale), e8m0 (a power
+            of two, one byte), e4m3 (float8, under one float32 scale for the whole tensor).
     """
 
     format: NumberFormat
@@ -65,11 +70,17 @@ class TensorSpec:
         if self.scheme not in SCHEMES:
             raise InvalidSpec(self.scheme, "a scheme is symmetric, affine or shift")
         if self.scale not in SCALES:
-            raise InvalidSpec(self.scale, "a scale is float32, bfloat16, e8m0 or e4m3")
+            raise InvalidSpec(self.scale, f"a scale is {KNOWN_SCALES}")
         if self.scheme != "symmetric" and self.format.kind != "int":
             raise InvalidSpec(self, f"a zero point needs an integer format; leave '{self.scheme}' out")
         if self.scale in ("e8m0", "e4m3") and (self.scheme, self.granularity.kind) != ("symmetric", "group"):
             raise InvalidSpec(self, f"{self.scale} scales are for symmetric groups, such as group32")
+        if self.scale == "stepped":
+            small = self.format.kind == "int" and self.format.bits <= STEPPED_BITS
+            if not small or (self.scheme, self.granularity.kind) != ("symmetric", "group"):
+                raise InvalidSpec(
+                    self, "stepped scales are for symmetric groups of int2, int3 or int4, such as int4/group32"
+                )
 
     @property
     def qmin(self) -> float:
@@ -168,7 +179,7 @@ def _scheme_and_scale(text: str, parts: list[str]) -> tuple[Scheme, Scale]:
     if len(rest) == 1 and rest[0] in SCALE_TEXTS:
         return scheme, SCALE_TEXTS[rest[0]]
     if len(rest) < len(parts):
-        raise InvalidSpec(text, f"{FORM}; a scale is float32, bf16, e8m0 or e4m3")
+        raise InvalidSpec(text, f"{FORM}; a scale is {KNOWN_SCALES}")
     near = nearest(rest[0], (*SCHEMES, *SCALE_TEXTS))
     hint = f"; did you mean {near!r}?" if near else ""
-    raise InvalidSpec(text, f"a scheme is symmetric, affine or shift, and a scale float32, bf16, e8m0 or e4m3{hint}")
+    raise InvalidSpec(text, f"a scheme is symmetric, affine or shift, and a scale {KNOWN_SCALES}{hint}")

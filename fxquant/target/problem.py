@@ -44,6 +44,10 @@ class Problem:
     def with_m(self, m: int) -> Problem:
         return dataclasses.replace(self, m=m)
 
+    def without_steps(self) -> Problem:
+        """The same with bfloat16 scales for stepped ones: to a GPU's kernels they are nothing else."""
+        return dataclasses.replace(self, weights=self.weights.replace("/stepped", "/bf16"))
+
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 

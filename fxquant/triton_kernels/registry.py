@@ -39,6 +39,7 @@ KERNELS: dict[str, TritonKernel] = {kernel.name: kernel for kernel in _ALL}
 
 def kernels_for(problem: Problem, arch: Arch) -> tuple[TritonKernel, ...]:
     """The kernels that take the problem on that architecture, preferred first."""
+    problem = problem.without_steps()
     return tuple(k for k in KERNELS.values() if k.op == problem.op and not k.why_not(problem, arch))
 
 

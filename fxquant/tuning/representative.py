@@ -22,7 +22,7 @@ def representative() -> tuple[Problem, ...]:
     linears = [_linear(m, w, x) for m in (MANY, SOME, FEW) for w, x in dict.fromkeys(pairs)]
     quantized = [Problem("quantize", MANY, 0, WIDTH, "", x, "bfloat16", norm) for norm in NORMS for x in activations]
     embeddings = [Problem("embedding", INDICES, TOKENS, WIDTH, w, "", "bfloat16") for w in weights]
-    return (*linears, *quantized, *embeddings)
+    return tuple(problem.without_steps() for problem in (*linears, *quantized, *embeddings))
 
 
 def _linear(m: int, weights: str, activations: str) -> Problem:

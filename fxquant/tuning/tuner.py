@@ -80,7 +80,8 @@ class Tuner:
         written is a warning in the log; the results hold for this call. So is a problem for which the device has no
         memory: it is left out.
         """
-        wanted = [p for p in dict.fromkeys(problem.bucketed() for problem in problems) if self.space.candidates(p)]
+        asked = problems if self.arch is None else (problem.without_steps() for problem in problems)
+        wanted = [p for p in dict.fromkeys(problem.bucketed() for problem in asked) if self.space.candidates(p)]
         outcomes = []
         for done, problem in enumerate(wanted):
             watch(Progress(done, len(wanted), problem))

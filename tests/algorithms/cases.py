@@ -21,6 +21,7 @@ SPECS = [
         "int4/block7x10/affine",
         "int6/block64x64/bf16",
     ),
+    *("int4/group32/stepped", "int3/group7/stepped", "int2/group16/stepped"),
     *("int4/group1", "int4/group7/affine/bf16", "int2/group20/shift/bf16", "int4/group1000/shift"),
     *("float8_e4m3fn/channel", "float8_e5m2/tensor", "float8_e4m3fnuz/group16", "float8_e5m2fnuz/channel/bf16"),
     *("fp6_e3m2/channel", "fp6_e2m3/group32", "fp5_e2m2/channel/bf16", "fp4_e2m1/channel", "fp3_e1m1/group16"),

@@ -66,7 +66,7 @@ def linear_problems(
 
 
 def kernels_that_take(problem: Problem, arch: Arch) -> list[TritonKernel]:
-    return [k for k in KERNELS.values() if k.op == problem.op and not k.why_not(problem, arch)]
+    return [k for k in KERNELS.values() if k.op == problem.op and not k.why_not(problem.without_steps(), arch)]
 
 
 def moved(operands: Any, device: torch.device) -> Any:

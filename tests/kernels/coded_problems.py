@@ -31,7 +31,7 @@ INTEGER_SPECS = [
     f"int{bits}/{rest}"
     for bits in range(2, 9)
     for rest in ("channel", "tensor/affine", "group32/affine/bf16", "group30/shift", "group5/shift/bf16", "block128x20")
-]
+] + [f"int{bits}/{rest}" for bits in (2, 3, 4) for rest in ("group16/stepped", "group9/stepped")]
 FLOAT_SPECS = [
     f"{name}/{rest}" for name in FLOAT_NAMES for rest in ("channel", "group32/e8m0", "group16/e4m3", "group7")
 ]
@@ -54,6 +54,7 @@ DYNAMIC_SPECS = [
         "channel",
         "tensor/affine",
         "group32/bf16",
+        *(("group32/stepped", "group12/stepped") if bits <= 4 else ()),
         "group20/affine",
         "group1000/affine",
         "block128x128/affine",
@@ -181,7 +182,10 @@ def coded(text: str, n: int, k: int, *, seed: int, exact: bool = False) -> Coded
         codes = torch.where(finite, raw, 0).to(torch.uint8).view(spec.code_dtype)
     shape = spec.granularity.scale_shape([n, k])
     scale = torch.exp2(torch.randint(-6, -3, shape, generator=generator).float())
-    if not exact and spec.scale != "e8m0":
+    if spec.scale == "stepped" and not exact:
+        step = torch.randint(8, 16, (n, 1), generator=generator) * 2.0**-9
+        scale = step * torch.randint(1, 17, shape, generator=generator)
+    elif not exact and spec.scale != "e8m0":
         scale = scale * (torch.rand(shape, generator=generator) + 0.5)
     scale = scale.to(spec.scale_dtype)
     zero_point = None

@@ -15,6 +15,7 @@ PROBLEMS = [
     ("int8/channel", "int8/tensor"),
     ("int8/channel", ""),
     ("int4/group32/bf16", "int8/token"),
+    ("int4/group32/stepped", "int8/token"),
     ("int4/group128/affine/bf16", ""),
 ]
 # What the products of few rows read from planes, each scheme, and what they leave to tiles: int8, odd groups.

@@ -36,7 +36,7 @@ ALL = {**CONVOLUTIONS, **TRANSPOSED}
 kinds = pytest.mark.parametrize("kind", ALL.values(), ids=ALL)
 DYNAMIC = {
     "w=int8/channel x=int8/token": "int8/sample",
-    "w=int4/group32/bf16 x=int8/token": "int8/sample",
+    "w=int4/group32/stepped x=int8/token": "int8/sample",
     "w=int8/channel x=int8/tensor": "int8/tensor",
     "w=float8_e4m3fn/channel x=float8_e4m3fn/token": "float8_e4m3fn/sample",
     "w=float8_e4m3fn/tensor x=float8_e4m3fn/tensor": "float8_e4m3fn/tensor",
@@ -101,7 +101,7 @@ def test_activations_are_rounded_by_sample(kind: Kind, config: str, dtype: torch
         assert_equal(q(x), want(rounded))
 
 
-@pytest.mark.parametrize("spec", ["int8/channel", "int4/group32/bf16", "float8_e4m3fn/channel"])
+@pytest.mark.parametrize("spec", ["int8/channel", "int4/group32/stepped", "float8_e4m3fn/channel"])
 @kinds
 def test_a_calibrated_scale_is_used(kind: Kind, spec: str) -> None:
     module, x, scale = kind.module(), kind.input(), torch.tensor(0.01)  # of ranges beyond 1.27 something is cut off

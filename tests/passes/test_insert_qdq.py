@@ -34,7 +34,7 @@ fx = torch.ops.fxquant
 # In dB, of 16 uniform features, 1 to 2 dB below what is measured in the worse of float32 and bfloat16 (where the
 # product is rounded too).
 SQNR = {
-    "int8wo": 44.0, "int8dq": 41.5, "int4wo": 25.0, "int4wo-g32": 25.0, "int4dq": 26.0, "int2wo": 9.5,
+    "int8wo": 44.0, "int8dq": 41.5, "int4wo": 25.0, "int4wo-g32": 25.0, "int4dq": 25.5, "int2wo": 9.5,
     "fp8wo": 36.0, "fp8dq": 29.0, "fp8dqrow": 30.0, "fp6_e3m2": 25.0, "fp6_e2m3": 32.0, "fp5_e2m2": 25.0,
     "fp4_e2m1": 24.0, "mxfp8": 23.0, "mxfp8wo": 25.0, "mxfp6wo": 31.0, "mxfp4": 13.5, "mxfp4wo": 16.0,
     "nvfp4": 18.0, "nvfp4wo": 22.0,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fxquant.spec import TensorSpec
+from fxquant.spec import PRESETS, TensorSpec
 from fxquant.target import ARCHS, KernelConfig, Problem
 from fxquant.triton_kernels import kernels_for
 from fxquant.triton_kernels.grouped_mm import GROUPED_MM
@@ -169,7 +169,7 @@ def test_declines_with_a_reason(weights: str, activations: str, words: str) -> N
 
 
 def test_is_what_int4dq_gets() -> None:
-    p = problem((16, 64, 256), "int4/group32/bf16", "int8/token", "bfloat16")
+    p = problem((16, 64, 256), str(PRESETS["int4dq"].weights), "int8/token", "bfloat16")
     assert GROUPED_MM in kernels_for(p, ARCHS["sm90"])
 
 

@@ -70,6 +70,7 @@ def test_tiled_linear(text: str, activation: str) -> None:
         ("int8/token", "int8/channel"),
         ("int8/tensor", "int8/channel"),
         ("int8/token", "int4/group32/bf16"),
+        ("int8/token", "int4/group32/stepped"),
         ("float8_e4m3fn/token", "float8_e4m3fn/channel"),
         ("float8_e4m3fn/tensor", "float8_e4m3fn/tensor"),
     ],

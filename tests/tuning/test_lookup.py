@@ -143,6 +143,13 @@ def test_the_shipped_tables_are_whole(arch: str) -> None:
     assert TABLES.name == "tables"
 
 
+def test_stepped_scales_are_bfloat16_ones_to_the_shipped_tables() -> None:
+    stepped = Problem("linear", 0, 4096, 4096, "int4/group32/stepped", "int8/token", "bfloat16")
+    plain = dataclasses.replace(stepped, weights="int4/group32/bf16")
+    assert {row.source for row in lookup(plain, "sm90").rows} == {"modelled"}
+    assert lookup(stepped, "sm90") == lookup(plain, "sm90")
+
+
 def test_on_a_cpu_the_widest_instruction_set_is_the_heuristics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fxquant.tuning.candidates.cpu_space", lambda: CpuSpace((2, 1), "source"))
     MODULE._plan.cache_clear()

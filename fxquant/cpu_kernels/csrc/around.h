@@ -110,7 +110,7 @@ void for_int8_products(const Problem& p, int64_t rows, double products, const Bl
     const PanelLayout layout = int8_layout(w.out_features, w.in_features);
     const double time = product_time(rows, w.out_features, w.in_features, 8, products);
     for_products(p, rows, time, by, [&](const Problem& of_task, int64_t panel, int64_t row0, int64_t row1, int64_t next) {
-        run(of_task, Task{panel, next >= 0 && layout.is_full(next) ? w.packed + layout.offset(next) : nullptr, row0, row1});
+        run(of_task, Task{panel, next >= 0 && w.packed != nullptr && layout.is_full(next) ? w.packed + layout.offset(next) : nullptr, row0, row1});
     });
 }
 

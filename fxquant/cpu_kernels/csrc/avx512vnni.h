@@ -285,22 +285,45 @@ struct Avx512Vnni : Vectors<16> {
         }
     }
 
+    template <int R, int Bits>
+    FXQUANT_INLINE void add_planes(int64_t depth, const char* codes, int64_t stride, const uint8_t* block, __m512i (&sum)[R][4]) {
+        for (int64_t q = 0; q < depth; q += 2, block += Bits * kPanel, codes += kBlock) {
+            FXQUANT_UNROLL for (int row = 0; row < Bits; ++row) __builtin_prefetch(block + kFetchAhead + row * kPanel);
+            __m512i pattern[4];
+            FXQUANT_UNROLL for (int j = 0; j < 4; ++j) pattern[j] = bits<__m512i>(patterns<U, Bits>(block, j, 0));
+            add_quad<R>(pattern, codes, stride, sum);
+            if (q + 1 == depth) break;
+            FXQUANT_UNROLL for (int j = 0; j < 4; ++j) pattern[j] = bits<__m512i>(patterns<U, Bits>(block, 4 + j, 0));
+            add_quad<R>(pattern, codes + kQuad, stride, sum);
+        }
+    }
+
     // A span that is a whole piece, from its planes.
     template <int R, int Bits, bool Affine, class Span>
     FXQUANT_TILE void dot_planes(const Span& s, const char* codes, int64_t stride, const uint8_t* block, const PieceRows& rows,
                                  float* y) {
         __m512i sum[R][4];
         begin_sums<R, Affine>(s, rows, sum);
-        for (int64_t q = 0; q < s.depth; q += 2, block += Bits * kPanel, codes += kBlock) {
-            FXQUANT_UNROLL for (int row = 0; row < Bits; ++row) __builtin_prefetch(block + kFetchAhead + row * kPanel);
-            __m512i pattern[4];
-            FXQUANT_UNROLL for (int j = 0; j < 4; ++j) pattern[j] = bits<__m512i>(patterns<U, Bits>(block, j, 0));
-            add_quad<R>(pattern, codes, stride, sum);
-            if (q + 1 == s.depth) break;
-            FXQUANT_UNROLL for (int j = 0; j < 4; ++j) pattern[j] = bits<__m512i>(patterns<U, Bits>(block, 4 + j, 0));
-            add_quad<R>(pattern, codes + kQuad, stride, sum);
-        }
+        add_planes<R, Bits>(s.depth, codes, stride, block, sum);
         end_sums<R>(s, sum, rows, y);
+    }
+
+    // The same, its sums times the multiples of a weight in steps: exact, into integers.
+    template <int R, int Bits>
+    FXQUANT_TILE void dot_stepped(const int32_t* multiples, int64_t depth, const char* codes, int64_t stride, const uint8_t* block,
+                                  const PieceRows& rows, int32_t* y) {
+        __m512i sum[R][4];
+        FXQUANT_UNROLL for (int r = 0; r < R; ++r) FXQUANT_UNROLL for (int j = 0; j < 4; ++j)
+            sum[r][j] = _mm512_set1_epi32(rows.begin[r * rows.count]);
+        add_planes<R, Bits>(depth, codes, stride, block, sum);
+        FXQUANT_UNROLL for (int j = 0; j < 4; ++j) {
+            const __m512i by = _mm512_load_si512(multiples + j * 16);
+            FXQUANT_UNROLL for (int r = 0; r < R; ++r) {
+                int32_t* at = y + r * kPanel + j * 16;
+                _mm512_store_si512(at, _mm512_add_epi32(_mm512_load_si512(at), _mm512_mullo_epi32(by, sum[r][j])));
+            }
+        }
+        asm volatile("" ::: "memory");  // as in end_sums_of
     }
 
     static constexpr bool kDotsFeatures = true;

@@ -5,8 +5,8 @@
 #include <cstring>
 #include <string>
 
-#include "around.h"
 #include "coded_weight.h"
+#include "int8_passes.h"
 #include "shims.h"
 
 namespace fxquant {
@@ -95,8 +95,37 @@ bool takes_codes(const CodedWeight& w) {
     return w.integer && w.scheme != Scheme::shift && w.tensor_scale == nullptr && (w.granules == 1 || w.granule % kQuad == 0);
 }
 
+// Whether the weight's codes, times how many steps a scale has, are multiplied as int8 codes: by the product of those, or a few
+// rows at a time straight from its planes. The sums are the same.
+bool is_int8(const CodedWeight& w) {
+    return w.steps != nullptr && w.in_features <= kWrapSafe && (w.granules == 1 || w.granule % kQuad == 0);
+}
+
+bool few_rows(const Linear& linear, int64_t digits) {
+    const CodedWeight& w = linear.weight;
+    const PanelLayout layout = plane_layout(w.out_features, w.in_features, w.bits);
+    const bool whole = (w.granules == 1 || w.granule % kBlock == 0) && layout.is_full(panels(w.out_features) - 1);
+    return whole && linear.rows.rows * digits <= linear.kernels.coded.stepped_rows;
+}
+
+void product_of_int8(const Linear& linear, int64_t digits) {
+    const Kernels& kernels = linear.kernels;
+    const CodedWeight& w = linear.weight;
+    const Weight view{nullptr, nullptr, w.bias, w.out_features, w.in_features, {}, &w};
+    int8_passes(kernels, digits, linear.config, view, linear.after, linear.rows.rows, linear.out.data_ptr(), linear.out_type,
+                [&](int64_t first, int64_t begin, int64_t end, char* staged, int64_t stride, float* x_scale) {
+                    for_prepared(kernels, linear.before.from(first), rows_from(linear.rows, linear.type, first), begin, end,
+                                 [&](const Rows& prepared, int64_t row0, int64_t row1, int64_t at) {
+                                     char* to = staged + at * digits * stride;
+                                     const auto quantize = digits > 1 ? kernels.quantize_digits : kernels.quantize_staged;
+                                     quantize(prepared, row0, row1, to, stride, x_scale + at);
+                                 });
+                });
+}
+
 // x as codes, or as digits.
 void product_of_codes(const Linear& linear, int64_t digits, int64_t x_group) {
+    if (x_group == 0 && is_int8(linear.weight) && !few_rows(linear, digits)) return product_of_int8(linear, digits);
     const Kernels& kernels = linear.kernels;
     const CodedWeight& w = linear.weight;
     const int64_t group = std::min(x_group, round_up(w.in_features, kBlock));
@@ -115,8 +144,9 @@ void product_of_codes(const Linear& linear, int64_t digits, int64_t x_group) {
     const float* row_scale = group == 0 ? x_scale : nullptr;
     for (int64_t first = 0; first < linear.rows.rows; first += most) {
         const int64_t now = std::min(most, linear.rows.rows - first);
-        const CodedDynamicProblem problem{staged,     stride, digits, row_scale, group, piece_rows, pieces.data(), count,
-                                          linear.weight_from(first), linear.to(first), linear.out_type};
+        CodedDynamicProblem problem{staged,     stride, digits, row_scale, group, piece_rows, pieces.data(), count,
+                                    linear.weight_from(first), linear.to(first), linear.out_type};
+        if (x_group != 0 || !is_int8(w)) problem.weight.steps = nullptr;
         linear.prepare(first, now, [&](const Rows& prepared, int64_t row0, int64_t row1, int64_t at) {
             const int64_t code = at * digits;
             kernels.coded.quantize(prepared, row0, row1, problem, staged + code * stride, x_scale + at * scales, sums + code * count);

@@ -1,26 +1,6 @@
 // The products with weights of any number format, one panel at a time: float32 x values, and int8 x integer codes.
 // Included into each isa_*.cpp inside an anonymous namespace, after granules.h and before kernels_of.h.
 
-// body(integral constant of `bits`): the width of the codes, known at compile time.
-template <class Body, int Bits = 8>
-inline void with_bits(int64_t bits, Body body) {
-    if (bits == Bits) return body(std::integral_constant<int, Bits>());
-    if constexpr (Bits > 2) with_bits<Body, Bits - 1>(bits, body);
-}
-
-inline PanelLayout layout_of(const CodedWeight& w) { return plane_layout(w.out_features, w.in_features, w.bits); }
-
-// Bits of a code where the products read it: those of a compact panel are spread into whole bytes.
-inline int64_t held_bits(const CodedWeight& w, int64_t panel) { return layout_of(w).is_full(panel) ? w.bits : 8; }
-
-// Spreads the codes of k0 <= k < k1, k0 a multiple of 16, of a compact panel: the blocks that planes of 8 bits would have.
-template <class Isa>
-inline void spread_panel(const CodedWeight& w, int64_t panel, int64_t k0, int64_t k1, uint8_t* to) {
-    const PanelLayout layout = layout_of(w);
-    const CompactRows rows = {w.packed + layout.offset(panel), layout.row_bytes, layout.features(panel), w.in_features};
-    with_bits(w.bits, [&](auto bits) { spread_rows<Isa, bits()>(rows, k0, k1, static_cast<uint8_t>(w.offset), to); });
-}
-
 // The blocks of the k from k0 on, codes of held_bits(). room: 64 bytes for each k up to k1, if the panel is compact.
 template <class Isa, int Bits>
 inline const uint8_t* blocks_of(const CodedWeight& w, int64_t panel, int64_t k0, int64_t k1, uint8_t* room) {
@@ -109,25 +89,6 @@ inline int64_t pattern_k(const CodedDynamicProblem& p) {
     const int64_t usual = p.pieces[0].k1;
     const bool whole = p.count > 1 && usual <= kPatternK && usual % kSpreadK == 0;
     return whole ? kPatternK / usual * usual : kPatternK;
-}
-
-// Patterns of the k from k0 (a multiple of 8) to k1 in quads [k / 4, 64, 4], as the dot products read them.
-template <class Isa, int Bits>
-void spread_patterns(const CodedWeight& w, int64_t panel, int64_t k0, int64_t k1, uint8_t* tile) {
-    using U = typename Isa::U;
-    const PanelLayout layout = layout_of(w);
-    if constexpr (Bits == 8) {
-        if (!layout.is_full(panel)) return spread_panel<Isa>(w, panel, k0, k1, tile);
-    }
-    const uint8_t* block = w.packed + layout.offset(panel) + k0 / kBlock * Bits * kPanel;
-    for (int64_t k = k0; k < k1; k += kBlock, block += Bits * kPanel, tile += kBlock * kPanel) {
-        FXQUANT_UNROLL for (int row = 0; row < Bits; ++row) __builtin_prefetch(block + kFetchAhead + row * kPanel);
-        FXQUANT_UNROLL_WIDE for (int vector = 0; vector < 8; ++vector) {
-            for (int64_t at = 0; at < kPanel; at += sizeof(U)) {
-                store(tile + vector * kPanel + at, patterns<U, Bits>(block, vector, at));
-            }
-        }
-    }
 }
 
 // The part of one piece that lies in a tile, with what its sums need at the end.
@@ -267,6 +228,38 @@ bool fused_dynamic(const CodedDynamicProblem& p, int64_t panel, int64_t row0, in
     }
 }
 
+// Few rows x a full panel of a weight in steps, from its planes. The sums are those of int8_product, and so is all that follows.
+template <class Isa, int Bits, int R = Isa::kTall>
+void stepped_sums(const CodedDynamicProblem& p, int64_t panel, int64_t row0, int64_t rows, int32_t* sums) {
+    if (rows == R) {
+        const CodedWeight& w = p.weight;
+        const uint8_t* blocks = w.packed + layout_of(w).offset(panel);
+        const Multiples<Isa> multiples(w, panel);
+        alignas(64) int32_t multiple[kPanel];
+        for (int64_t i = 0; i < p.count; ++i) {
+            const Piece& piece = p.pieces[i];
+            multiples.read(piece.granule, multiple);
+            fetch_granule(w, w.scale, panel, piece.granule);
+            Isa::template dot_stepped<R, Bits>(multiple, quads(piece.k1 - piece.k0), static_cast<const char*>(p.codes) + row0 * p.code_stride + piece.k0,
+                                               p.code_stride, blocks + piece.k0 / kBlock * Bits * kPanel, p.rows.from(row0, i), sums);
+        }
+        return;
+    }
+    if constexpr (R > 1) stepped_sums<Isa, Bits, R - 1>(p, panel, row0, rows, sums);
+}
+
+template <class Isa, int Bits>
+void stepped_product(const CodedDynamicProblem& p, int64_t panel, int64_t row0, int64_t row1) {
+    const CodedWeight& w = p.weight;
+    alignas(64) int32_t sums[Isa::kTall * kPanel] = {};
+    alignas(64) const int32_t nothing[kPanel] = {};
+    stepped_sums<Isa, Bits>(p, panel, row0 * p.digits, (row1 - row0) * p.digits, sums);
+    const Int8Problem whole{p.codes, p.code_stride, p.digits, p.x_scale, {nullptr, nullptr, w.bias, w.out_features, w.in_features, w.after, &w}, p.out, p.out_type};
+    const Columns columns(whole.weight, panel);
+    if (p.digits > 1) return finish_digits<Isa>(whole, columns, sums, nothing, row0, row1);
+    finish_group<Isa>(columns, GroupSums{sums, nothing, p.x_scale + row0, row1 - row0}, p.out, p.out_type, row0, w.out_features);
+}
+
 // Rows row0 <= r < row1 of y from the sums of their codes, [rows of codes, 64]. Digits are put together here, in their place.
 template <class Isa>
 void finish_coded(const CodedDynamicProblem& p, const Columns& columns, float* sums, int64_t row0, int64_t row1) {
@@ -287,6 +280,9 @@ template <class Isa, int Bits>
 void coded_dynamic_of(const CodedDynamicProblem& p, int64_t panel, int64_t y_row0, int64_t y_row1) {
     constexpr auto kCode = static_cast<int64_t>(sizeof(typename Isa::Code));
     const CodedWeight& w = p.weight;
+    if constexpr (Isa::kScalesSums) {
+        if (w.steps != nullptr) return stepped_product<Isa, Bits>(p, panel, y_row0, y_row1);
+    }
     const int64_t digits = p.digits, row0 = y_row0 * digits, row1 = y_row1 * digits;  // rows of codes
     alignas(64) uint8_t tile[kPatternK * kPanel];
     alignas(64) int32_t sums[kPatternRows * kPanel];
@@ -391,5 +387,6 @@ void decode_panel(const CodedWeight& w, int64_t panel, void* out, Float out_type
 
 template <class Isa>
 constexpr CodedKernels coded_kernels_of() {
-    return {coded_product<Isa>, Isa::kMultipliesDigits ? nullptr : sum_of_granules<Isa>, coded_dynamic_product<Isa>, quantize_coded<Isa>, decode_panel<Isa>};
+    return {coded_product<Isa>, Isa::kMultipliesDigits ? nullptr : sum_of_granules<Isa>, coded_dynamic_product<Isa>, quantize_coded<Isa>, decode_panel<Isa>,
+            Isa::kScalesSums ? Isa::kTall : 0};
 }

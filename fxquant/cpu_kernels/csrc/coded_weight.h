@@ -55,7 +55,8 @@ inline const CodedSpec& coded_spec(const char* op, const std::string& text) {
 
 inline Stored stored_scale(const Spec& spec) {
     switch (spec.scale) {
-        case Spec::Scale::bfloat16: return Stored::bf16;
+        case Spec::Scale::bfloat16:
+        case Spec::Scale::stepped: return Stored::bf16;
         case Spec::Scale::e8m0: return Stored::e8m0;
         case Spec::Scale::e4m3: return Stored::e4m3;
         default: return Stored::f32;
@@ -86,7 +87,9 @@ public:
         const bool grouped = spec.granularity == Spec::Granularity::group || spec.granularity == Spec::Granularity::block;
         view.granule = grouped ? std::min(spec.size, in_features) : in_features;
         view.granules = (in_features + view.granule - 1) / view.granule;
-        view.scale = granules("scale", scale_, stored_scale(spec));
+        const bool stepped = spec.scale == Spec::Scale::stepped && stores_steps(in_features, view.bits, view.granules);
+        view.scale = granules("scale", scale_, stored_scale(spec), stepped ? out_features : 0);
+        view.steps = stepped ? static_cast<const uint16_t*>(view.scale.data) + out_features * view.granules : nullptr;
         view.zero = {nullptr, Stored::u8, 0};
         if (spec.scheme != Spec::Scheme::symmetric) {
             STD_TORCH_CHECK(zero_point.has_value(), "fxquant::", op, ": spec '", text, "' needs a zero_point; none was given");
@@ -118,11 +121,12 @@ private:
         view.values = coded.values;
     }
 
-    Granules granules(const char* what, const Tensor& t, Stored stored) const {
+    // extra: numbers behind those of the granules.
+    Granules granules(const char* what, const Tensor& t, Stored stored, int64_t extra = 0) const {
         const bool whole = spec.granularity == Spec::Granularity::tensor && t.numel() == 1;
         const int64_t rows = whole ? std::max<int64_t>(view.out_features, 1)
                                    : spec.granularity == Spec::Granularity::block ? spec.rows : 0;
-        const int64_t wanted = (view.out_features + std::max<int64_t>(rows, 1) - 1) / std::max<int64_t>(rows, 1) * view.granules;
+        const int64_t wanted = (view.out_features + std::max<int64_t>(rows, 1) - 1) / std::max<int64_t>(rows, 1) * view.granules + extra;
         const bool fits = t.sizes().size() == 1 && (whole || t.numel() == wanted) && t.scalar_type() == stored_type(stored);
         STD_TORCH_CHECK(fits, "fxquant::", op_, ": ", what, " is not what pack_granules makes for [", view.out_features, ", ",
                         view.in_features, "]: ", torch::headeronly::toString(stored_type(stored)), " [", wanted, "] is needed");

@@ -39,7 +39,7 @@ Spec activation_spec(const char* op, const std::string& text) {
     const bool known = spec.format.is_float || spec.format.bits == 8;
     const bool granules = spec.granularity != Spec::Granularity::channel && spec.granularity != Spec::Granularity::block &&
                           (spec.scale == Spec::Scale::float32 || spec.granularity == Spec::Granularity::group);
-    STD_TORCH_CHECK(known && granules && spec.scheme == Spec::Scheme::symmetric && spec.scale != Spec::Scale::bfloat16,
+    STD_TORCH_CHECK(known && granules && spec.scheme == Spec::Scheme::symmetric && spec.scale != Spec::Scale::bfloat16 && spec.scale != Spec::Scale::stepped,
                     "fxquant::", op, ": spec '", text,
                     "': activations are int8 or a float format, symmetric, per tensor, token, sample or group (e8m0 and e4m3: group)");
     return spec;

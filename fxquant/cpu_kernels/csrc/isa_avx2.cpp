@@ -21,6 +21,8 @@ namespace {
 #include "apart.h"
 #include "spread.h"
 #include "planes.h"
+#include "patterns.h"
+#include "panel_quads.h"
 
 #include "avx2.h"
 #include "attention.h"

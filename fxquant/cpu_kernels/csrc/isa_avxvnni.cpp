@@ -19,6 +19,8 @@ namespace {
 #include "apart.h"
 #include "spread.h"
 #include "planes.h"
+#include "patterns.h"
+#include "panel_quads.h"
 #include "avx2.h"
 
 struct AvxVnni : Avx2 {

@@ -17,6 +17,8 @@ namespace {
 #include "apart.h"
 #include "spread.h"
 #include "planes.h"
+#include "patterns.h"
+#include "panel_quads.h"
 
 inline float half_to_float(uint16_t half) {
     const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16, magnitude = half & 0x7fffu;

@@ -78,6 +78,12 @@ struct Before {
     Rows other;
 };
 
+// Up to this K a wrapped int32 sum of (code + 128) * code minus a wrapped 128 * column sum is still the exact sum of
+// code * code: only the true sum, at most 128 * 128 * K, has to fit. Beyond it the sums are kept in int64.
+constexpr int64_t kWrapSafe = (int64_t{1} << 17) - 1;
+
+struct CodedWeight;
+
 // A packed weight [N, K]. scale: N floats. bias: N floats or null. packed: see int8_layout.
 struct Weight {
     const int8_t* packed;
@@ -86,6 +92,7 @@ struct Weight {
     int64_t out_features;
     int64_t in_features;
     After after;
+    const CodedWeight* coded = nullptr;  // in steps, instead of packed and scale; outlives this
 };
 
 // Digits of a float in fixed point, each an int8 code, the lowest first: digit i counts for 256^i.
@@ -185,6 +192,7 @@ struct CodedWeight {
     int32_t offset;
     const uint16_t* values;  // of 256 codes, bfloat16, which holds all of them exactly; repeated beyond 2^bits
     Granules scale;
+    const uint16_t* steps;  // N bfloat16, each row's: its scales are so many times it, 16 at most. Or null
     Granules zero;           // affine and shift
     int64_t granules;        // along K
     int64_t granule;         // k in each but the last
@@ -267,6 +275,8 @@ struct CodedKernels {
                      int32_t* begin);
     // One panel's values [64, K], with tensor_scale, into out [N, K].
     void (*decode)(const CodedWeight& weight, int64_t panel, void* out, Float out_type);
+    // dynamic_product takes at most so many rows of codes of a weight in steps; int8_product any.
+    int64_t stepped_rows;
 };
 
 // One panel of the packed form of codes [n, k], into its place in `packed`; `flip` is the bit that turns a code into its

@@ -59,6 +59,11 @@ constexpr bool stores_sums(int64_t in_features) {
     return kParts * (round_up(in_features, kQuad) - in_features + kNumber) <= in_features + kNumber;
 }
 
+// Whether the steps of a weight's rows stand behind its scales: if that costs no more, beside codes and scales of bfloat16.
+constexpr bool stores_steps(int64_t in_features, int64_t bits, int64_t granules) {
+    return kParts * 16 <= in_features * bits + 16 * granules;
+}
+
 // Bytes of a panel of int8 codes as the products read it: [quads(K), 64, 4].
 constexpr int64_t quad_bytes(int64_t in_features) { return quads(in_features) * kQuad * kPanel; }
 

@@ -24,10 +24,6 @@ inline void dot(int64_t rows, const char* codes, int64_t stride, const int8_t* b
 // 512 KiB or more while all row groups pass over it. (L1-sized blocks cost more in reloaded sums than they save.)
 constexpr int64_t kDepthQuads = 1024;
 
-// Up to this K a wrapped int32 sum of (code + 128) * code minus a wrapped 128 * column sum is still the exact sum of
-// code * code: only the true sum, at most 128 * 128 * K, has to fit. Beyond it the sums are kept in int64.
-constexpr int64_t kWrapSafe = (int64_t{1} << 17) - 1;
-
 // Adds the sums of the columns' codes, which undo the offset of staged codes; `add` false begins them.
 template <class Isa>
 void add_sums(const int8_t* b, int64_t depth, int32_t* sums, bool add) {
@@ -119,7 +115,7 @@ void int8_product(const Int8Problem& p, const Task& t) {
     alignas(64) int32_t acc[kRowBlock * kPanel];
     alignas(64) int32_t shift[kPanel] = {};  // sums of the columns, in the end times the offset, wrapped
     if constexpr (Isa::kDotsFeatures) {
-        if (!b.full && t.row1 - t.row0 == 1) {  // to spread the panel would take longer than all products
+        if (!b.full && b.coded == nullptr && t.row1 - t.row0 == 1) {  // to spread the panel would take longer than all products
             std::memset(acc, 0, digits * kPanel * sizeof(int32_t));
             const char* a = static_cast<const char*>(p.codes) + row0 * p.code_stride;
             if (digits == 1) Isa::template dot_features<1>(a, p.code_stride, b.rows, acc);

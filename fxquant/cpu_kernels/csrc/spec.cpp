@@ -90,6 +90,7 @@ bool parse_word(const std::string& word, Spec& spec) {
     if (word == "shift") return spec.scheme = Spec::Scheme::shift, true;
     if (word == "float32") return true;
     if (word == "bf16" || word == "bfloat16") return spec.scale = Spec::Scale::bfloat16, true;
+    if (word == "stepped") return spec.scale = Spec::Scale::stepped, true;
     if (word == "e8m0") return spec.scale = Spec::Scale::e8m0, true;
     if (word == "e4m3") return spec.scale = Spec::Scale::e4m3, true;
     return false;

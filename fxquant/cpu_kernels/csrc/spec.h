@@ -21,7 +21,7 @@ struct Format {
 struct Spec {
     enum class Granularity { tensor, channel, token, sample, group, block };
     enum class Scheme { symmetric, affine, shift };
-    enum class Scale { float32, bfloat16, e8m0, e4m3 };
+    enum class Scale { float32, bfloat16, stepped, e8m0, e4m3 };
     Format format;
     Granularity granularity;
     int64_t axis;  // channel

@@ -81,29 +81,3 @@ FXQUANT_TILE void spread_rows(const CompactRows& rows, int64_t k0, int64_t k1, u
         }
     }
 }
-
-// The int8 codes of one panel in quads, [..][64][4]: those of a full one where they lie, of a compact one piece by piece.
-template <class Isa>
-struct PanelQuads {
-    PanelQuads(const Weight& w, int64_t panel) : depth(quads(w.in_features)) {
-        const PanelLayout layout = int8_layout(w.out_features, w.in_features);
-        packed = w.packed + layout.offset(panel);
-        full = layout.is_full(panel);
-        rows = {reinterpret_cast<const uint8_t*>(packed), layout.row_bytes, layout.features(panel), w.in_features};
-    }
-
-    // The quads from q on: all of them, or kSpread of them, for which q is a multiple of that.
-    const int8_t* at(int64_t q) {
-        if (full) return packed + q * kPanel * kQuad;
-        const int64_t k = q * kQuad, end = k + kSpread * kQuad;
-        spread_rows<Isa, 8>(rows, k, end < rows.in_features ? end : rows.in_features, 0, tile);
-        return reinterpret_cast<const int8_t*>(tile);
-    }
-
-    static constexpr int64_t kSpread = 64;  // 16 KiB stay in L1
-    const int64_t depth;
-    const int8_t* packed;
-    bool full;
-    CompactRows rows;
-    alignas(64) uint8_t tile[kSpread * kQuad * kPanel];
-};

@@ -21,6 +21,8 @@ struct Vectors {
     typedef uint16_t H __attribute__((vector_size(W * 2)));
     typedef int16_t S __attribute__((vector_size(W * 2)));
     typedef int16_t D __attribute__((vector_size(W * 4)));  // twice as many
+    typedef uint16_t Halves __attribute__((vector_size(W * 4)));
+    typedef uint8_t Bytes __attribute__((vector_size(W * 4)));
     typedef int8_t B __attribute__((vector_size(W)));
 
     // x - 0 is x, minus zero too, so that this is a broadcast and nothing else; x + 0 would be an addition.

@@ -26,6 +26,8 @@ def lookup(problem: Problem, target: Target | Arch | str, folder: Path | None = 
     for cache in caches:
         cache.read()  # so that what another process has tuned since is known
     name = "cpu" if is_cpu(target) else arch_of(target).name
+    if not is_cpu(target):
+        problem = problem.without_steps()
     return _plan(problem.with_m(0), caches, tuple(cache.state for cache in caches), name)
 
 

@@ -14,13 +14,12 @@ struct Columns {
 
     Columns(const Weight& w, int64_t panel) : first(panel * kPanel), after(w.after) {
         count = w.out_features - first < kPanel ? w.out_features - first : kPanel;
-        scale = w.coded != nullptr ? steps(*w.coded) : w.scale == nullptr ? nullptr : padded(w.scale + first, scale_copy);
+        scale = w.scale == nullptr ? nullptr : padded(w.scale + first, scale_copy);
+        if (w.coded != nullptr) {
+            read_steps(*w.coded, panel, scale_copy);
+            scale = scale_copy;
+        }
         bias = w.bias == nullptr ? nullptr : padded(w.bias + first, bias_copy);
-    }
-
-    const float* steps(const CodedWeight& w) {
-        for (int64_t i = 0; i < kPanel; ++i) scale_copy[i] = i < count ? bits<float>(uint32_t{w.steps[first + i]} << 16) : 0.0f;
-        return scale_copy;
     }
 
     const float* padded(const float* from, float* copy) const {

@@ -11,10 +11,11 @@ struct Multiples {
     using Bytes = typename Isa::Bytes;
 
     Multiples(const CodedWeight& weight, int64_t panel) : w(weight), panel(panel) {
-        const int64_t first = panel * kPanel, left = w.out_features - first;
-        for (int64_t c = 0; c < kPanel; ++c) {
-            const float step = c < left ? bits<float>(uint32_t{w.steps[first + c]} << 16) : 0.0f;
-            in_one[c] = step > 0.0f ? 1.0f / step : 0.0f;  // where it is 0, or NaN, so is every sum in the end
+        alignas(64) float step[kPanel];
+        read_steps(w, panel, step);
+        for (int64_t c = 0; c < kPanel; c += Isa::kWidth) {
+            const F of = load<F>(step + c);
+            store(in_one + c, of > 0.0f ? 1.0f / of : F{});  // where it is 0, or NaN, so is every sum in the end
         }
     }
 

@@ -10,6 +10,18 @@ inline void with_bits(int64_t bits, Body body) {
 
 inline PanelLayout layout_of(const CodedWeight& w) { return plane_layout(w.out_features, w.in_features, w.bits); }
 
+// The steps of the 64 features of a panel; 0 where there is none.
+inline void read_steps(const CodedWeight& w, int64_t panel, float* to) {
+    const uint16_t* from = w.steps + panel * kPanel;
+    const int64_t count = layout_of(w).features(panel);
+    alignas(64) uint16_t copy[kPanel] = {};
+    if (count < kPanel) {
+        std::memcpy(copy, from, count * static_cast<int64_t>(sizeof(uint16_t)));
+        from = copy;
+    }
+    for (int64_t c = 0; c < kPanel; ++c) to[c] = bits<float>(uint32_t{from[c]} << 16);
+}
+
 // Bits of a code where the products read it: those of a compact panel are spread into whole bytes.
 inline int64_t held_bits(const CodedWeight& w, int64_t panel) { return layout_of(w).is_full(panel) ? w.bits : 8; }
 

@@ -31,18 +31,18 @@ FLOAT = "float32 Inductor"
 INT4 = QuantConfig(**INT4_GENERATE)
 CONFIGS: dict[str, QuantConfig] = {
     "fxquant int8dq": INT8,
-    "fxquant int8dq, small groups": INT8_FINE,
+    "fxquant int8wo, groups": INT8_FINE,
     "fxquant int4dq": INT4,
 }
 RECIPES = {
     "fxquant int8dq": "int8 weights, int8 activations per token, the output layer too",
-    "fxquant int8dq, small groups": "int8 weights and int8 activations, both in groups of 16",
+    "fxquant int8wo, groups": "int8 weights, in groups of 32 in three layers and the head; float activations",
     "fxquant int4dq": "int4 weights in groups of 32 by mse, int8 in attention and output layer; activations as above",
 }
 # Tokens a second, in those of float.
-FLOORS = {"fxquant int8dq": 2.2, "fxquant int8dq, small groups": 2.2, "fxquant int4dq": 2.7}
+FLOORS = {"fxquant int8dq": 2.2, "fxquant int8wo, groups": 2.2, "fxquant int4dq": 2.7}
 # The largest relative error of logits: 4 bits in groups of 32 leave about 0.3.
-ERRORS = {"fxquant int8dq": 0.2, "fxquant int8dq, small groups": 0.1, "fxquant int4dq": 0.5}
+ERRORS = {"fxquant int8dq": 0.2, "fxquant int8wo, groups": 0.1, "fxquant int4dq": 0.5}
 Generate = Callable[[int], Tensor]
 
 

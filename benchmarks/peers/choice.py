@@ -9,7 +9,8 @@ from __future__ import annotations
 from benchmarks.peers.ours import FLOAT
 
 INT8, INT4, INT4_WEIGHTS, INT8_WEIGHTS = (f"fxquant {name}" for name in ("int8dq", "int4dq", "int4wo", "int8wo"))
-INT8_GROUPS, INT8_FINE, INT8_BFLOAT16 = (f"fxquant int8dq, {how}" for how in ("groups", "small groups", "bfloat16"))
+INT8_GROUPS, INT8_BFLOAT16 = (f"fxquant int8dq, {how}" for how in ("groups", "bfloat16"))
+INT8_FINE = "fxquant int8wo, groups"
 WEIGHTS_BFLOAT16 = f"{INT8_WEIGHTS}, bfloat16"
 _NEAR = (FLOAT, INT8, INT8_WEIGHTS, "OpenVINO w8a8", "OpenVINO 8-bit weights", "ONNX Runtime int8", "torchao int8dq")
 _ACTIVATIONS = (FLOAT, INT8, "OpenVINO w8a8", "ONNX Runtime int8")

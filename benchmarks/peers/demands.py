@@ -9,7 +9,7 @@ from benchmarks.harness import Outcome, judged_by
 from benchmarks.peers.ours import FLOAT, OURS
 
 Found = Mapping[str, Any]
-INT8, INT8_FINE, INT4 = "fxquant int8dq", "fxquant int8dq, small groups", ("fxquant int4dq", "fxquant int4wo")
+INT8, INT8_FINE, INT4 = "fxquant int8dq", "fxquant int8wo, groups", ("fxquant int4dq", "fxquant int4wo")
 # Times of float32 Inductor, by model: int8dq in both granularities, and the better of the 4-bit recipes.
 FLOORS_INT8 = {
     "decoder-1": 3.0,

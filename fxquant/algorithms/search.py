@@ -23,7 +23,7 @@ def quantize_by(search: Search, x: Tensor, spec: TensorSpec) -> Codes:
         return codes_of(x, plain, spec)
     x = x.detach()
     whole = _over_granules(plain, spec)
-    if spec.scale == "stepped":  # the range of the multiple that the plain choice takes
+    if whole is not None and not spec.has_tensor_scale:  # the range of the multiple that the plain choice takes
         plain = Range(*2 * [scales_of(plain, spec).scale.to(torch.float32) * spec.qmax])
     found = Range(plain.low.clone(), plain.high.clone())
     each = found.high if whole is None else whole.expand_as(found.high).contiguous()
@@ -36,7 +36,10 @@ def quantize_by(search: Search, x: Tensor, spec: TensorSpec) -> Codes:
 
 
 def _over_granules(plain: Range, spec: TensorSpec) -> Tensor | None:
-    """What the scales of granules stand under, and a search leaves alone: the tensor's scale, or the rows' steps."""
-    if spec.scale == "stepped":
+    """What the scales of granules stand under, and a search leaves alone: the tensor's scale, or the rows' steps.
+
+    A lone granule's step is its scale, which the search is for.
+    """
+    if spec.scale == "stepped" and plain.high.shape[-1] > 1:
         return row_steps(plain.high, spec)
     return scales_of(plain, spec).tensor_scale if spec.has_tensor_scale else None

@@ -86,10 +86,12 @@ def row_steps(amax: Tensor, spec: TensorSpec) -> Tensor:
     """The step, float32 [..., 1], of rows of granules with those absolute ranges [..., granules]; 0 of an empty range.
 
     The smallest number of four significant bits in MOST_STEPS of which the largest range is covered: no multiple needs
-    more bits than a bfloat16 has.
+    more bits than a bfloat16 has. Of a lone granule it is the scale in bfloat16.
     """
+    if amax.shape[-1] == 1:
+        return torch.where(amax.isfinite(), scale_and_factor(amax, spec.qmax, torch.bfloat16)[0].float(), 0.0)
     finite = torch.where(amax.isfinite(), amax, 0.0)
-    top = finite.amax(-1, keepdim=True) if amax.shape[-1] else finite.new_zeros((*amax.shape[:-1], 1))
+    top = finite.amax(-1, keepdim=True) if amax.numel() else finite.new_zeros((*amax.shape[:-1], 1))
     exact = top / spec.qmax * _covered(spec) / MOST_STEPS
     usable = top >= smallest_range(spec.qmax) * 2 * MOST_STEPS
     mantissa, exponent = torch.frexp(exact)

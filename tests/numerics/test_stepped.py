@@ -58,6 +58,17 @@ def test_no_more_is_lost_than_with_scales_in_bfloat16() -> None:
     assert lost("int4/group32/stepped", "mse") < 1.03 * lost("int4/group32/bf16", "mse")  # multiples are coarser
 
 
+@pytest.mark.parametrize("algorithm", ["absmax", "mse", "hqq"])
+def test_a_lone_granule_has_its_scale_in_bfloat16(algorithm: str) -> None:
+    w = torch.randn(8, 20, generator=torch.Generator().manual_seed(0))
+    w[3] = 0.0
+    w[5, 2] = math.nan
+    found, plain = (quantize(w, TensorSpec.parse(f"int4/group32/{scale}"), algorithm) for scale in ("stepped", "bf16"))
+    assert torch.equal(found.codes, plain.codes)
+    torch.testing.assert_close(found.scale, plain.scale, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(steps_of(found.scale), plain.scale.flatten(), rtol=0, atol=0, equal_nan=True)
+
+
 def test_granules_of_zeros_and_of_what_is_not_finite() -> None:
     spec = TensorSpec.parse("int4/group32/stepped")
     w = torch.randn(4, 96, generator=torch.Generator().manual_seed(0))

@@ -86,7 +86,7 @@ def _figures() -> Iterator[Figure]:
         for linear in LINEARS:
             for batch in BATCHES:
                 formats = str(spec.weights), str(spec.activations or "")
-                problem = Problem("linear", linear.rows(batch), linear.n, linear.k, *formats, DTYPE)
+                problem = Problem("linear", linear.rows(batch), linear.n, linear.k, *formats, DTYPE).without_steps()
                 entry = table.get(problem.with_m(bucket_of(problem.m)))
                 found = entry and facts.get(facts_key(problem, entry.config))
                 if entry and found and problem not in seen:

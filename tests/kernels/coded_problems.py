@@ -31,7 +31,7 @@ INTEGER_SPECS = [
     f"int{bits}/{rest}"
     for bits in range(2, 9)
     for rest in ("channel", "tensor/affine", "group32/affine/bf16", "group30/shift", "group5/shift/bf16", "block128x20")
-] + [f"int{bits}/{rest}" for bits in (2, 3, 4) for rest in ("group16/stepped", "group9/stepped")]
+] + [f"int{bits}/{rest}" for bits in (2, 3, 4) for rest in ("group16/stepped", "group20/stepped")]
 FLOAT_SPECS = [
     f"{name}/{rest}" for name in FLOAT_NAMES for rest in ("channel", "group32/e8m0", "group16/e4m3", "group7")
 ]

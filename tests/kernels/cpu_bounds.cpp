@@ -115,6 +115,39 @@ void run_coded(const Kernels& kernels, const Sizes& s, int64_t bits, Scheme sche
     }
 }
 
+// int8 products of a weight in steps.
+void run_stepped(const Kernels& kernels, const Sizes& s, int64_t bits, int64_t granule) {
+    const int64_t m = s.rows, n = s.out_features, k = s.in_features, granules = (k + granule - 1) / granule;
+    const PanelLayout layout = plane_layout(n, k, bits);
+    std::vector<uint8_t> codes(n * k, 1), packed(layout.bytes());
+    for (int64_t p = 0; p < panels(n); ++p) pack_planes(codes.data(), n, k, bits, 0, p, packed.data());
+    std::vector<uint16_t> values(256, 0x3f80), scale(n * granules, 0x4000), steps(n, 0x3f80);
+    std::vector<float> x(m * k, 0.5f), x_scale(m), out(m * n);
+    CodedWeight weight{packed.data(), bits, Scheme::symmetric, true, static_cast<int32_t>(1 << (bits - 1)), values.data(), {scale.data(), Stored::bf16, 0},
+                       {nullptr, Stored::u8, 0}, granules, granule, nullptr, nullptr, n, k};
+    weight.steps = steps.data();
+    const Weight as_int8{nullptr, nullptr, nullptr, n, k, {}, &weight};
+    const Rows rows{x.data(), k, k, Float::f32};
+    const int64_t stride = staged_stride(k, kernels.code_bytes);
+    Buffer<char> staged(m * stride);
+    std::vector<Piece> pieces;
+    for (int64_t g = 0; g < granules; ++g) pieces.push_back({g * granule, (g + 1) * granule < k ? (g + 1) * granule : k, g});
+    std::vector<int32_t> sums(m * granules);
+    const bool few = m <= kernels.coded.stepped_rows && (granules == 1 || granule % kBlock == 0);
+    const CodedDynamicProblem dynamic{staged.data, stride, 1, x_scale.data(), 0, {sums.data(), nullptr, granules}, pieces.data(), granules,
+                                      weight, out.data(), Float::f32};
+    for (int64_t panel = 0; panel < panels(n); ++panel) {
+        kernels.quantize_staged(rows, 0, m, staged.data, stride, x_scale.data());
+        for (int64_t row0 = 0; row0 < m; row0 += kRowBlock) {
+            const int64_t row1 = row0 + kRowBlock < m ? row0 + kRowBlock : m;
+            kernels.int8_product({staged.data, stride, 1, x_scale.data(), as_int8, out.data(), Float::f32}, {panel, nullptr, row0, row1});
+        }
+        if (!few || !layout.is_full(panel)) continue;
+        kernels.coded.quantize(rows, 0, m, dynamic, staged.data, x_scale.data(), sums.data());
+        kernels.coded.dynamic_product(dynamic, panel, 0, m);
+    }
+}
+
 void run_all_coded(const Kernels& kernels, const Sizes& shape) {
     for (int64_t bits = 2; bits <= 8; ++bits) {
         for (const int64_t granule : {int64_t{5}, int64_t{16}, shape.in_features}) {
@@ -122,6 +155,9 @@ void run_all_coded(const Kernels& kernels, const Sizes& shape) {
             run_coded(kernels, shape, bits, Scheme::affine, bits % 2 ? Stored::f32 : Stored::e4m3, granule, 0);
             run_coded(kernels, shape, bits, Scheme::affine, bits % 2 ? Stored::f32 : Stored::bf16, granule, bits * 9);
         }
+    }
+    for (int64_t bits = 2; bits <= 4; ++bits) {
+        for (const int64_t granule : {int64_t{4}, int64_t{16}, shape.in_features}) run_stepped(kernels, shape, bits, granule);
     }
 }
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from fxquant.numerics import spread
 from fxquant.numerics.panels import steps_of
 from tests.kernels.coded_problems import Coded, coded
-from tests.kernels.cpu_helpers import DTYPES, multiplies_digits
+from tests.kernels.cpu_helpers import DTYPES, SECOND_ORDER, assert_within, multiplies_digits
 
 ops = torch.ops.fxquant
 
@@ -94,6 +94,15 @@ def test_a_row_of_x_does_not_depend_on_how_many_stand_beside_it(isa: int) -> Non
     whole = p.dynamic(ops.linear_dynamic, x, p.bias, torch.float32, isa)
     for m in ROWS:
         assert torch.equal(p.dynamic(ops.linear_dynamic, x[:m], p.bias, torch.float32, isa), whole[:m])
+
+
+@pytest.mark.parametrize("m", [1, 9])
+def test_granules_that_are_no_whole_quads_are_decoded(isa: int, m: int) -> None:
+    p = coded("int4/group9/stepped", 100, 333, seed=7)
+    x = torch.randn(m, 333, generator=torch.Generator().manual_seed(m))
+    want, bound = p.kernel_bound(x, isa)
+    got = p.weight_only(ops.linear_weight_only, x, None, torch.float32, isa)
+    assert_within(got, want, SECOND_ORDER * bound)
 
 
 def test_beyond_the_reach_of_int32_granules_are_scaled_one_by_one(isa: int) -> None:

@@ -192,7 +192,6 @@ struct CodedWeight {
     int32_t offset;
     const uint16_t* values;  // of 256 codes, bfloat16, which holds all of them exactly; repeated beyond 2^bits
     Granules scale;
-    const uint16_t* steps;  // N bfloat16, each row's: its scales are so many times it, 16 at most. Or null
     Granules zero;           // affine and shift
     int64_t granules;        // along K
     int64_t granule;         // k in each but the last
@@ -201,6 +200,7 @@ struct CodedWeight {
     int64_t out_features;
     int64_t in_features;
     After after;
+    const uint16_t* steps = nullptr;  // N bfloat16, of each row: each of its scales is so many of them, 16 at most. Or null
 };
 
 // Whether products of floats are summed up granule by granule with codes, which are exact, and each sum is scaled once: half

@@ -72,8 +72,11 @@ Tensor output(int64_t batch, int64_t heads, int64_t queries, int64_t width, Scal
 void run(const Kernels& kernels, const AttentionProblem& p, int64_t batch) {
     const int64_t group = p.heads / p.key_heads;
     const int64_t step = queries_of_task(p, batch), pieces = (p.queries + step - 1) / step;
-    const double products = static_cast<double>(batch * p.heads * p.queries) * static_cast<double>(p.keys * (p.width + p.value_width));
-    split(batch * p.key_heads * pieces, products / kernels.float_products < kSerialTime, [&](int64_t begin, int64_t end) {
+    const auto keys = static_cast<double>(p.keys * (p.width + p.value_width));
+    const double bytes = static_cast<double>(batch * p.key_heads) * keys * (p.type == Float::f32 ? 4 : 2);
+    const double products = static_cast<double>(batch * p.heads * p.queries) * keys;
+    const double time = std::max(bytes / kReadSpeed, products / kernels.float_products);
+    split(batch * p.key_heads * pieces, time < kSerialTime, [&](int64_t begin, int64_t end) {
         void* room = scratch(attention_room(step * group, p.width, p.value_width) * static_cast<int64_t>(sizeof(float)));
         for (int64_t task = begin; task < end; ++task) {
             const int64_t query0 = task % pieces * step, head = task / pieces;

@@ -286,9 +286,9 @@ struct Avx512Vnni : Vectors<16> {
     }
 
     template <int R, int Bits>
-    FXQUANT_INLINE void add_planes(int64_t depth, const char* codes, int64_t stride, const uint8_t* block, __m512i (&sum)[R][4]) {
+    FXQUANT_INLINE void add_planes(int64_t depth, const char* codes, int64_t stride, const uint8_t* block, int64_t ahead, __m512i (&sum)[R][4]) {
         for (int64_t q = 0; q < depth; q += 2, block += Bits * kPanel, codes += kBlock) {
-            FXQUANT_UNROLL for (int row = 0; row < Bits; ++row) __builtin_prefetch(block + kFetchAhead + row * kPanel);
+            FXQUANT_UNROLL for (int row = 0; row < Bits; ++row) __builtin_prefetch(block + ahead + row * kPanel, 0, 2);
             __m512i pattern[4];
             FXQUANT_UNROLL for (int j = 0; j < 4; ++j) pattern[j] = bits<__m512i>(patterns<U, Bits>(block, j, 0));
             add_quad<R>(pattern, codes, stride, sum);
@@ -304,20 +304,21 @@ struct Avx512Vnni : Vectors<16> {
                                  float* y) {
         __m512i sum[R][4];
         begin_sums<R, Affine>(s, rows, sum);
-        add_planes<R, Bits>(s.depth, codes, stride, block, sum);
+        add_planes<R, Bits>(s.depth, codes, stride, block, kFetchAhead, sum);
         end_sums<R>(s, sum, rows, y);
     }
 
-    // The same, its sums times the multiples of a weight in steps: exact, into integers.
+    // The same, its sums times the multiples of a weight in steps: exact, into integers. scales: 64 bfloat16; in_one: see Multiples.
     template <int R, int Bits>
-    FXQUANT_TILE void dot_stepped(const int32_t* multiples, int64_t depth, const char* codes, int64_t stride, const uint8_t* block,
-                                  const PieceRows& rows, int32_t* y) {
+    FXQUANT_TILE void dot_stepped(const uint16_t* scales, const float* in_one, int64_t depth, const char* codes, int64_t stride,
+                                  const uint8_t* block, int64_t ahead, const PieceRows& rows, int32_t* y) {
         __m512i sum[R][4];
         FXQUANT_UNROLL for (int r = 0; r < R; ++r) FXQUANT_UNROLL for (int j = 0; j < 4; ++j)
             sum[r][j] = _mm512_set1_epi32(rows.begin[r * rows.count]);
-        add_planes<R, Bits>(depth, codes, stride, block, sum);
+        add_planes<R, Bits>(depth, codes, stride, block, ahead, sum);
         FXQUANT_UNROLL for (int j = 0; j < 4; ++j) {
-            const __m512i by = _mm512_load_si512(multiples + j * 16);
+            const __m512 scale = bits<__m512>(load_float<Avx512Vnni, Float::bf16>(scales + j * 16));
+            const __m512i by = _mm512_cvtps_epi32(_mm512_mul_ps(scale, _mm512_load_ps(in_one + j * 16)));
             FXQUANT_UNROLL for (int r = 0; r < R; ++r) {
                 int32_t* at = y + r * kPanel + j * 16;
                 _mm512_store_si512(at, _mm512_add_epi32(_mm512_load_si512(at), _mm512_mullo_epi32(by, sum[r][j])));
@@ -347,27 +348,43 @@ struct Avx512Vnni : Vectors<16> {
         }
     }
 
+    // One quad of B x R rows.
+    template <int R>
+    FXQUANT_INLINE void dot_quad(const char* codes, int64_t stride, const int8_t* b, __m512i (&sum)[R][4]) {
+        const __m512i b0 = _mm512_loadu_si512(b), b1 = _mm512_loadu_si512(b + 64);
+        const __m512i b2 = _mm512_loadu_si512(b + 128), b3 = _mm512_loadu_si512(b + 192);
+        FXQUANT_UNROLL for (int r = 0; r < R; ++r) {
+            const __m512i a = _mm512_set1_epi32(load<int32_t>(codes + r * stride));
+            sum[r][0] = _mm512_dpbusd_epi32(sum[r][0], a, b0);
+            sum[r][1] = _mm512_dpbusd_epi32(sum[r][1], a, b1);
+            sum[r][2] = _mm512_dpbusd_epi32(sum[r][2], a, b2);
+            sum[r][3] = _mm512_dpbusd_epi32(sum[r][3], a, b3);
+        }
+    }
+
+    // Fetch: lines of `fetch`, as many as B has. Else B itself comes from memory, in two streams, its halves, as a core reads those
+    // faster than one.
     template <int R, bool Fetch>
     FXQUANT_TILE void dot_loop(const char* codes, int64_t stride, const int8_t* b, int64_t depth, int32_t* acc, bool add,
                                const int8_t* fetch) {
+        constexpr int64_t kBytes = kPanel * kQuad;
         __m512i sum[R][4];
         FXQUANT_UNROLL for (int r = 0; r < R; ++r) FXQUANT_UNROLL for (int j = 0; j < 4; ++j)
             sum[r][j] = add ? _mm512_load_si512(acc + r * kPanel + j * 16) : _mm512_setzero_si512();
-        for (int64_t q = 0; q < depth; ++q) {
-            const __m512i b0 = _mm512_loadu_si512(b), b1 = _mm512_loadu_si512(b + 64);
-            const __m512i b2 = _mm512_loadu_si512(b + 128), b3 = _mm512_loadu_si512(b + 192);
-            b += kPanel * kQuad;
+        int64_t q = 0;
+        for (const int64_t half = depth / 2; !Fetch && q < half; ++q) {
+            FXQUANT_UNROLL for (int s = 0; s < 2; ++s) {
+                const int8_t* at = b + (s * half + q) * kBytes;
+                FXQUANT_UNROLL for (int line = 0; line < kBytes; line += 64) __builtin_prefetch(at + kStreamAhead + line);
+                dot_quad<R>(codes + (s * half + q) * kQuad, stride, at, sum);
+            }
+        }
+        for (q *= 2; q < depth; ++q) {
             if constexpr (Fetch) {
                 _mm_prefetch(reinterpret_cast<const char*>(fetch), _MM_HINT_T1);
                 fetch += 64;
             }
-            FXQUANT_UNROLL for (int r = 0; r < R; ++r) {
-                const __m512i a = _mm512_set1_epi32(load<int32_t>(codes + r * stride + q * kQuad));
-                sum[r][0] = _mm512_dpbusd_epi32(sum[r][0], a, b0);
-                sum[r][1] = _mm512_dpbusd_epi32(sum[r][1], a, b1);
-                sum[r][2] = _mm512_dpbusd_epi32(sum[r][2], a, b2);
-                sum[r][3] = _mm512_dpbusd_epi32(sum[r][3], a, b3);
-            }
+            dot_quad<R>(codes + q * kQuad, stride, b + q * kBytes, sum);
         }
         FXQUANT_UNROLL for (int r = 0; r < R; ++r) FXQUANT_UNROLL for (int j = 0; j < 4; ++j)
             _mm512_store_si512(acc + r * kPanel + j * 16, sum[r][j]);

@@ -233,16 +233,27 @@ template <class Isa, int Bits, int R = Isa::kTall>
 void stepped_sums(const CodedDynamicProblem& p, int64_t panel, int64_t row0, int64_t rows, int32_t* sums) {
     if (rows == R) {
         const CodedWeight& w = p.weight;
-        const uint8_t* blocks = w.packed + layout_of(w).offset(panel);
+        const PanelLayout layout = layout_of(w);
+        const uint8_t* blocks = w.packed + layout.offset(panel);
+        const auto* scales = static_cast<const uint16_t*>(w.scale.data) + panel * kPanel * w.granules;
         const Multiples<Isa> multiples(w, panel);
-        alignas(64) int32_t multiple[kPanel];
-        for (int64_t i = 0; i < p.count; ++i) {
+        for (int64_t line = 0; line < kPanel; line += 32) __builtin_prefetch(w.steps + (panel + 1) * kPanel + line);
+        const auto bytes_before = [&](int64_t i) { return p.pieces[i].k0 / kBlock * Bits * kPanel; };
+        const auto add = [&](int64_t i, int64_t ahead) {
             const Piece& piece = p.pieces[i];
-            multiples.read(piece.granule, multiple);
             fetch_granule(w, w.scale, panel, piece.granule);
-            Isa::template dot_stepped<R, Bits>(multiple, quads(piece.k1 - piece.k0), static_cast<const char*>(p.codes) + row0 * p.code_stride + piece.k0,
-                                               p.code_stride, blocks + piece.k0 / kBlock * Bits * kPanel, p.rows.from(row0, i), sums);
+            Isa::template dot_stepped<R, Bits>(scales + piece.granule * kPanel, multiples.in_one, quads(piece.k1 - piece.k0),
+                                               static_cast<const char*>(p.codes) + row0 * p.code_stride + piece.k0, p.code_stride,
+                                               blocks + bytes_before(i), ahead, p.rows.from(row0, i), sums);
+        };
+        // Two streams, as in dot_loop. Behind the first one's end lies what the second has read: there the next panel's second begins.
+        const int64_t half = p.count / 2;
+        for (int64_t i = 0; i < half; ++i) {
+            const bool inside = bytes_before(i) + kFetchAhead < bytes_before(half);
+            add(i, kFetchAhead + (inside ? 0 : layout.full_bytes));
+            add(half + i, kFetchAhead);
         }
+        if (p.count % 2 != 0) add(p.count - 1, kFetchAhead);
         return;
     }
     if constexpr (R > 1) stepped_sums<Isa, Bits, R - 1>(p, panel, row0, rows, sums);

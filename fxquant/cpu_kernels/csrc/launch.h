@@ -13,7 +13,7 @@ namespace fxquant {
 
 // Nanoseconds of one thread below which the work is not shared out: a second thread may have to be woken, or wait for a core
 // that another program holds, and all wait for the last. One that runs already, as within a step of a model, joins in 2 to 5 us.
-constexpr double kSerialTime = 20e3;
+constexpr double kSerialTime = 10e3;
 constexpr double kReadSpeed = 16;  // bytes a nanosecond, of weights that lie in memory
 constexpr int64_t kSerialElements = int64_t{1} << 16;  // passes over x below this are not shared out
 

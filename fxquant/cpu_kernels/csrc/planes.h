@@ -10,6 +10,9 @@
 // How far ahead of the codes being read the next ones are fetched, in bytes.
 constexpr int64_t kFetchAhead = 4096;
 
+// The same of each of two streams of int8 codes.
+constexpr int64_t kStreamAhead = 1024;
+
 // The bits of one plane that belong to `vector`, moved to bit `Shift` of each byte.
 template <class U, int Width, int Shift>
 inline U plane_bits(const uint8_t* plane, int vector, int64_t at) {
@@ -169,7 +172,7 @@ inline void read_granule(const CodedWeight& w, const Granules& from, int64_t pan
 
 // Fetches the numbers of a later granule, or of the next panel's: they come too seldom for the hardware to do it.
 inline void fetch_granule(const CodedWeight& w, const Granules& from, int64_t panel, int64_t granule) {
-    constexpr int64_t kGranulesAhead = 16;
+    constexpr int64_t kGranulesAhead = 6;
     if (from.rows != 0) return;
     const int64_t size = from.type == Stored::f32 ? 4 : from.type == Stored::bf16 ? 2 : 1;
     const auto* at = static_cast<const char*>(from.data) + (panel * w.granules + granule + kGranulesAhead) * kPanel * size;

@@ -114,6 +114,10 @@ void int8_product(const Int8Problem& p, const Task& t) {
     const int64_t digits = p.digits, row0 = t.row0 * digits, row1 = t.row1 * digits;  // rows of codes
     alignas(64) int32_t acc[kRowBlock * kPanel];
     alignas(64) int32_t shift[kPanel] = {};  // sums of the columns, in the end times the offset, wrapped
+    const auto undo_offset = [&] {  // after the products, which bring what is read here
+        if (b.full) full_sums<Isa>(p.weight, b, shift);
+        times_offset<Isa>(shift);
+    };
     if constexpr (Isa::kDotsFeatures) {
         if (!b.full && b.coded == nullptr && t.row1 - t.row0 == 1) {  // to spread the panel would take longer than all products
             std::memset(acc, 0, digits * kPanel * sizeof(int32_t));
@@ -124,7 +128,6 @@ void int8_product(const Int8Problem& p, const Task& t) {
             return finish_digits<Isa>(p, columns, acc, shift, t.row0, t.row1);
         }
     }
-    if (b.full) full_sums<Isa>(p.weight, b, shift);
     const int64_t depth = b.depth, most = kDepthQuads + kDepthQuads / 2, spread = PanelQuads<Isa>::kSpread;
     const int64_t pieces = b.full ? (depth + most - 1) / most : (depth + spread - 1) / spread;
     const bool holds_sums = pieces > 1 || digits > 1;
@@ -138,7 +141,6 @@ void int8_product(const Int8Problem& p, const Task& t) {
         const int64_t q1 = last ? depth : b.full ? depth * (piece + 1) / pieces : q0 + spread;
         const int8_t* codes_of_b = b.at(q0);
         if (!b.full) add_sums<Isa>(codes_of_b, q1 - q0, shift, piece > 0);
-        if (last) times_offset<Isa>(shift);
         for_groups(row0, row1, Isa::kTall, [&](int64_t g, int64_t row, int64_t height) {
             const char* a = static_cast<const char*>(p.codes) + row * p.code_stride +
                             q0 * kQuad * static_cast<int64_t>(sizeof(typename Isa::Code));
@@ -146,8 +148,11 @@ void int8_product(const Int8Problem& p, const Task& t) {
             const int8_t* fetch = next == nullptr ? nullptr : next + (g < 3 ? g : 3) * fetch_step;
             dot<Isa>(height, a, p.code_stride, codes_of_b, q1 - q0, sums, piece > 0, fetch);
             if (!last || digits > 1) return;
+            if (g == 0) undo_offset();
             finish_group<Isa>(columns, GroupSums{sums, shift, p.x_scale + row, height}, p.out, p.out_type, row, p.weight.out_features);
         });
     }
-    if (digits > 1) finish_digits<Isa>(p, columns, acc, shift, t.row0, t.row1);
+    if (digits == 1) return;
+    undo_offset();
+    finish_digits<Isa>(p, columns, acc, shift, t.row0, t.row1);
 }

@@ -108,15 +108,18 @@ def _contents(folder: Folder) -> Contents:
 
 
 def _check_specs(path: Path, tensors: Mapping[str, Tensor], weights: Mapping[str, Mapping[str, object]]) -> None:
-    """The spec beside the codes of each weight is the one that the description gives, and there is one for each."""
+    """The spec beside the codes of each weight is the one that the description gives, and there is one for each.
+
+    Experts, which are stacked, have one each: all the same.
+    """
     for key, fields in weights.items():
         spec = tensors.get(f"{key}_spec")
         text = str(fields["spec"]).encode()
-        if spec is None or spec.dtype is not torch.uint8 or list(spec.shape) != [len(text)]:
+        if spec is None or spec.dtype is not torch.uint8 or spec.dim() not in (1, 2) or spec.shape[-1] != len(text):
             raise InvalidCheckpoint(
                 path, f"weight {key!r} is {fields['spec']}, and its codes are of another spec, or lost"
             )
-        if bytes(spec.tolist()) != text:
+        if any(bytes(row) != text for row in spec.reshape(-1, len(text)).tolist()):
             raise InvalidCheckpoint(path, f"weight {key!r} is {fields['spec']}, and its codes are of another spec")
     for key in tensors:
         name = key.removesuffix("_spec")

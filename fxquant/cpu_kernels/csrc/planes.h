@@ -176,7 +176,10 @@ inline void fetch_granule(const CodedWeight& w, const Granules& from, int64_t pa
     if (from.rows != 0) return;
     const int64_t size = from.type == Stored::f32 ? 4 : from.type == Stored::bf16 ? 2 : 1;
     const auto* at = static_cast<const char*>(from.data) + (panel * w.granules + granule + kGranulesAhead) * kPanel * size;
-    for (int64_t line = 0; line < kPanel * size; line += 64) __builtin_prefetch(at + line);
+    for (int64_t line = 0; line < kPanel * size; line += 64) {
+        __builtin_prefetch(at + line);
+        asm volatile("");  // GCC 12 drops a loop that does nothing else
+    }
 }
 
 // The granule that k lies in, as floats for the 64 features of a panel.

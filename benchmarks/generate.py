@@ -37,7 +37,8 @@ CONFIGS: dict[str, QuantConfig] = {
 RECIPES = {
     "fxquant int8dq": "int8 weights, int8 activations per token, the output layer too",
     "fxquant int8wo, groups": "int8 weights, in groups of 32 in three layers and the head; float activations",
-    "fxquant int4dq": "int4 weights in groups of 32 by mse, int8 in attention and output layer; activations as above",
+    "fxquant int4dq": "int4 weights in groups of 32 by mse, int8 in attention and output layer; "
+    "int8 activations in groups of 16",
 }
 # Tokens a second, in those of float.
 FLOORS = {"fxquant int8dq": 2.2, "fxquant int8wo, groups": 2.2, "fxquant int4dq": 2.7}

@@ -110,16 +110,14 @@ def _contents(folder: Folder) -> Contents:
 def _check_specs(path: Path, tensors: Mapping[str, Tensor], weights: Mapping[str, Mapping[str, object]]) -> None:
     """The spec beside the codes of each weight is the one that the description gives, and there is one for each.
 
-    Experts, which are stacked, have one each: all the same.
+    Specs are texts: of a weight uint8 [L]; of one that holds the matrices of experts [experts, L], all the same.
     """
     for key, fields in weights.items():
         spec = tensors.get(f"{key}_spec")
-        text = str(fields["spec"]).encode()
-        if spec is None or spec.dtype is not torch.uint8 or spec.dim() not in (1, 2) or spec.shape[-1] != len(text):
-            raise InvalidCheckpoint(
-                path, f"weight {key!r} is {fields['spec']}, and its codes are of another spec, or lost"
-            )
-        if any(bytes(row) != text for row in spec.reshape(-1, len(text)).tolist()):
+        text = torch.tensor(list(str(fields["spec"]).encode()), dtype=torch.uint8)
+        if spec is None or spec.dtype is not torch.uint8 or spec.dim() not in (1, 2) or not spec.numel():
+            raise InvalidCheckpoint(path, f"weight {key!r} is {fields['spec']}, and the spec of its codes is lost")
+        if spec.shape[-1] != len(text) or not bool((spec == text).all()):
             raise InvalidCheckpoint(path, f"weight {key!r} is {fields['spec']}, and its codes are of another spec")
     for key in tensors:
         name = key.removesuffix("_spec")

@@ -94,6 +94,8 @@ class Int8WeightOnly(Rule):
 class IntegerDynamic(Rule):
     """Integer weights of any width against x quantized per token or in groups: exact integer sums within each group.
 
+    Those of stepped weights, where their steps are stored, are exact over whole rows, if x is quantized per token.
+
     before:  linear(dequantize(quantize_dynamic(x)), dequantize(@codes, @scale, @zero_point), b)
     after:   linear_dynamic(x, pack_panels(@codes), pack_granules(@scale), pack_granules(@zero_point), b)
              with x_group=32 where x is int8/group32

@@ -30,6 +30,8 @@ PANEL = 64  # output features
 PARTS = 50  # what a panel may hold besides its codes and scales is one of so many: 2 %
 BLOCK_K = 8
 BYTE = 8
+_EXPONENT = 0x7F800000  # the bits of a float32's
+_UNITS = 2**11
 
 
 def full_features(out_features: int, in_features: int, unit: int) -> int:
@@ -146,32 +148,43 @@ def unpack_granules(packed: Tensor, spec: TensorSpec, out_features: int, in_feat
 def stores_steps(in_features: int, spec: TensorSpec) -> bool:
     """Whether the steps of a weight's rows stand behind its scales: stepped ones, where a row holds enough beside them.
 
-    The products of short rows scale each granule.
+    What fills up K counts too. The products of other rows scale each granule.
     """
-    row_bits = in_features * spec.format.bits + 8 * spec.scale_dtype.itemsize * granules_along(in_features, spec)
-    return spec.scale == "stepped" and PARTS * 8 * spec.scale_dtype.itemsize <= row_bits
+    scale_bits, padding = 8 * spec.scale_dtype.itemsize, -in_features % BLOCK_K
+    row_bits = in_features * spec.format.bits + scale_bits * granules_along(in_features, spec)
+    return spec.scale == "stepped" and PARTS * (padding * spec.format.bits + scale_bits) <= row_bits
 
 
 def steps_of(scale: Tensor) -> Tensor:
     """The step [N] of each row of stepped scales [N, granules], bfloat16: the largest that all are whole multiples of.
 
-    0 of a row of zeros; NaN where a scale is NaN. Raises `UnevenScales` where one is no multiple, or more than
-    MOST_STEPS of it.
+    0 of a row of zeros; NaN where a scale is NaN. Raises `UnevenScales` where one is no multiple, more than MOST_STEPS
+    of it, or negative; and where the step is subnormal, since its reciprocal may be no number.
     """
-    values = scale.double()
-    known = torch.where(values > 0, values, torch.inf)
-    least = known.amin(1, keepdim=True) if scale.shape[1] else known.new_full((scale.shape[0], 1), torch.inf)
-    step = torch.full_like(least, -1.0)
-    for parts in range(MOST_STEPS, 0, -1):
-        multiples = values * parts / least
-        fits = ((multiples == multiples.round()) & (multiples <= MOST_STEPS)).all(1, keepdim=True)
-        step = torch.where(fits, least / parts, step)
-    step = torch.where((values == 0).all(1, keepdim=True), 0.0, step)
-    step = torch.where(values.isnan().any(1, keepdim=True), torch.nan, step)
-    if bool((step < 0).any()):
-        row = int((step < 0).flatten().nonzero()[0])
-        raise UnevenScales(row, MOST_STEPS)
-    return step.flatten().to(scale.dtype)
+    if not scale.shape[1]:
+        return scale.new_zeros(scale.shape[0])
+    values = scale.float()
+    top, blank = values.amax(1, keepdim=True), values == 0
+    # In units of 2^-11 of the top's power of two, what is at least a sixteenth of the top is whole, and less than 2^12.
+    power = (top.view(torch.int32) & _EXPONENT).view(torch.float32)
+    units = values / power * _UNITS
+    whole = units.to(torch.int32)
+    step = _common_divisor(whole).float() / _UNITS * power
+    even = ((units == whole) & ((whole > 0) | blank)).all(1, keepdim=True)
+    even &= (top <= MOST_STEPS * step) & (step >= torch.finfo(torch.float32).tiny)
+    known = blank.all(1, keepdim=True) | top.isnan()
+    if bool((uneven := ~(even | known)).any()):
+        raise UnevenScales(int(uneven.flatten().nonzero()[0]), MOST_STEPS)
+    return torch.where(known, top.abs(), step).flatten().to(scale.dtype)
+
+
+def _common_divisor(whole: Tensor) -> Tensor:
+    """The greatest of each row of whole numbers [N, at least 1]: [N, 1]."""
+    while (columns := whole.shape[1]) > 1:
+        pairs = columns // 2
+        divisors = torch.gcd(whole[:, :pairs], whole[:, columns - pairs :])
+        whole = torch.cat([divisors, whole[:, pairs : columns - pairs]], 1)
+    return whole
 
 
 def rows_spec(spec: TensorSpec) -> TensorSpec:

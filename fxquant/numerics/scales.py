@@ -16,6 +16,7 @@ from fxquant.spec import FLOAT8_E4M3FN, TensorSpec
 SMALLEST_E4M3 = 2.0**-9
 # The steps of the largest scale of a row: an int4 code, times that, is an int8 code.
 MOST_STEPS = 16
+_CUT_BITS = 1 << 20  # of a float32's 23 below the leading one, 20
 FLOAT32_EXPONENTS = 254  # e8m0 numbers its exponents as float32 does; 255 is NaN, here and there
 
 
@@ -94,8 +95,9 @@ def row_steps(amax: Tensor, spec: TensorSpec) -> Tensor:
     top = finite.amax(-1, keepdim=True) if amax.numel() else finite.new_zeros((*amax.shape[:-1], 1))
     exact = top / spec.qmax * _covered(spec) / MOST_STEPS
     usable = top >= smallest_range(spec.qmax) * 2 * MOST_STEPS
-    mantissa, exponent = torch.frexp(exact)
-    return torch.where(usable, torch.ldexp((mantissa * 16).ceil() / 16, exponent), 0.0)
+    # Three bits stay below the leading one; what is carried goes into the exponent.
+    up = (exact.view(torch.int32) + (_CUT_BITS - 1)) & -_CUT_BITS
+    return torch.where(usable, up.view(torch.float32), 0.0)
 
 
 def affine_scales(low: Tensor, high: Tensor, spec: TensorSpec) -> Scales:

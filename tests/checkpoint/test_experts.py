@@ -1,8 +1,10 @@
-"""Experts of routers, whose weights are stacked: saved, and loaded bit for bit."""
+"""A model with experts, whose frozen weights are stacked, one matrix for each, comes back from a folder."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,80 +14,123 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 import fxquant
 from fxquant.errors import InvalidCheckpoint
-from fxquant.nn import QExperts
-from tests.checkpoint.folders import IDS
+from tests.checkpoint.folders import contents
 
-PRESETS = ("int8wo", "int8dq", "int4wo", "int4dq", "fp8wo", "nvfp4", "fp6_e3m2", "w=int4/group32/stepped x=int8/group32")
-
-
-def mixtral(seed: int = 1, dtype: torch.dtype | None = None) -> MixtralForCausalLM:
-    torch.manual_seed(seed)
-    sizes = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 1, "num_attention_heads": 4}
-    return MixtralForCausalLM(
-        MixtralConfig(**sizes, num_key_value_heads=2, num_local_experts=4, vocab_size=128, max_position_embeddings=32)
-    ).to(dtype or torch.float32)
+EXPERTS = "model.layers.0.mlp.experts"
+PRESETS = ["int8dq", "int4dq", "int4wo", "int8wo", "nvfp4"]
+IDS = torch.arange(12).view(2, 6)
 
 
-def quantized(config: str, dtype: torch.dtype | None = None) -> MixtralForCausalLM:
-    model = mixtral(0, dtype)
-    fxquant.quantize(model, config)
-    fxquant.freeze(model)
-    assert any(isinstance(module, QExperts) for module in model.modules())
-    return model.eval()
+def mixtral() -> Any:
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 192, "num_hidden_layers": 1, "vocab_size": 50}
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4}
+    return MixtralForCausalLM(MixtralConfig(**sizes, **heads)).eval()
 
 
-def logits(model: nn.Module) -> Tensor:
-    with torch.no_grad():
-        return model.eval()(IDS).logits
-
-
-@pytest.mark.parametrize("config", PRESETS)
-def test_experts_come_back_bit_equal(config: str, tmp_path: Path) -> None:
-    model = quantized(config)
-    fxquant.save(model, tmp_path / "q")
-    loaded = fxquant.load(tmp_path / "q", factory=mixtral)
-    assert torch.equal(logits(loaded), logits(model))
-    assert fxquant.quantization_map(loaded) == fxquant.quantization_map(model)
-
-
-def test_into_a_model_on_meta_from_many_shards(tmp_path: Path) -> None:
-    model = quantized("int8dq")
-    fxquant.save(model, tmp_path / "q", max_shard_size="40KB")
-    assert len(list((tmp_path / "q").glob("*.safetensors"))) > 2
+def on_meta() -> Any:
     with torch.device("meta"):
-        bare = mixtral()
-    loaded = fxquant.load(tmp_path / "q", model=bare, device="cpu")
-    assert torch.equal(logits(loaded), logits(model))
+        return mixtral()
 
 
-def test_onto_another_compute_dtype(tmp_path: Path) -> None:
-    model = quantized("int4dq")
+def small(preset: str) -> Any:
+    torch.manual_seed(0)
+    model = mixtral()
+    fxquant.quantize(model, preset)
+    fxquant.freeze(model)
+    assert isinstance(model.get_submodule(EXPERTS), fxquant.nn.QExperts)
+    return model
+
+
+def answer(model: Any) -> Tensor:
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+WAYS: dict[str, Callable[[Path], nn.Module]] = {
+    "model": lambda folder: fxquant.load(folder, model=mixtral()),
+    "meta model": lambda folder: fxquant.load(folder, model=on_meta()),
+    "factory": lambda folder: fxquant.load(folder, factory=mixtral),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_experts_come_back_bit_equal(preset: str, way: str, tmp_path: Path) -> None:
+    model = small(preset)
     fxquant.save(model, tmp_path / "q")
-    loaded = fxquant.load(tmp_path / "q", model=mixtral(), dtype=torch.bfloat16)
-    model.to(torch.bfloat16).model.rotary_emb = loaded.model.rotary_emb  # whose frequencies .to() rounds
-    assert torch.equal(logits(loaded), logits(model))
+    loaded = WAYS[way](tmp_path / "q")
+    assert torch.equal(answer(loaded), answer(model))
+    assert fxquant.quantization_map(loaded) == fxquant.quantization_map(model)
+    assert fxquant.memory_footprint(loaded) == fxquant.memory_footprint(model)
+    fxquant.save(loaded, tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(tmp_path / "q")
 
 
-def test_transformers_loads_its_own_folder_bit_equal(tmp_path: Path) -> None:
-    mixtral(0).save_pretrained(tmp_path / "float")
-    config = fxquant.FxQuantConfig("int8dq")
-    model = MixtralForCausalLM.from_pretrained(tmp_path / "float", quantization_config=config)
-    model.save_pretrained(tmp_path / "q")
-    again = MixtralForCausalLM.from_pretrained(tmp_path / "q")
-    assert any(isinstance(module, QExperts) for module in again.modules())
-    assert torch.equal(logits(again), logits(model))
+@pytest.mark.parametrize("preset", ["int8dq", "int4dq"])
+def test_experts_come_back_from_shards(preset: str, tmp_path: Path) -> None:
+    model = small(preset)
+    fxquant.save(model, tmp_path / "q", max_shard_size="10KB")
+    assert len(list((tmp_path / "q").glob("*.safetensors"))) > 2
+    assert torch.equal(answer(fxquant.load(tmp_path / "q", factory=mixtral)), answer(model))
 
 
-@pytest.mark.parametrize("change", ["one expert", "a dimension"])
-def test_a_spec_that_was_changed_is_refused(change: str, tmp_path: Path) -> None:
-    fxquant.save(quantized("int8dq"), tmp_path / "q")
-    file = tmp_path / "q" / "model.safetensors"
+@pytest.mark.parametrize("preset", PRESETS)
+def test_experts_come_back_in_bfloat16(preset: str, tmp_path: Path) -> None:
+    model = small(preset)
+    fxquant.save(model, tmp_path / "q")
+    loaded: Any = fxquant.load(tmp_path / "q", factory=mixtral, dtype=torch.bfloat16)
+    angles = model.model.rotary_emb.inv_freq  # no state dict holds it, and load does not round it
+    model.to(torch.bfloat16).model.rotary_emb.inv_freq = angles
+    assert answer(loaded).dtype is torch.bfloat16
+    assert torch.equal(answer(loaded), answer(model))
+    fxquant.save(model, tmp_path / "half")
+    assert torch.equal(answer(fxquant.load(tmp_path / "half", factory=mixtral)), answer(model))
+
+
+def other_letter(spec: Tensor) -> Tensor:
+    spec = spec.clone()
+    spec[2, 3] += 1
+    return spec
+
+
+EDITS: dict[str, Callable[[Tensor], Tensor | None]] = {
+    "one expert's spec is another": other_letter,
+    "a shorter text": lambda spec: spec[:, :-1].contiguous(),
+    "no experts": lambda spec: spec[:0],
+    "one dimension more": lambda spec: spec.unsqueeze(0),
+    "another dtype": lambda spec: spec.to(torch.int8),
+    "a number": lambda spec: spec[0, 0].clone(),
+    "not there": lambda spec: None,
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_specs_that_lie_are_named(name: str, tmp_path: Path) -> None:
+    fxquant.save(small("int4dq"), tmp_path / "q")
+    file, key = tmp_path / "q/model.safetensors", f"{EXPERTS}.gate_up_proj_spec"
     tensors = load_file(file)
-    key = next(key for key in tensors if key.endswith("gate_up_proj_spec"))
-    if change == "one expert":
-        tensors[key][2, 0] = ord("u")
-    else:
-        tensors[key] = tensors[key][None]
-    save_file(tensors, file)
-    with pytest.raises(InvalidCheckpoint, match="gate_up_proj"):
+    assert tensors[key].shape[0] == 4
+    edited = EDITS[name](tensors.pop(key))
+    save_file(tensors if edited is None else tensors | {key: edited}, file, {"format": "pt"})
+    with pytest.raises(InvalidCheckpoint, match=r"experts.gate_up_proj.* is int4/group32/stepped"):
+        fxquant.load(tmp_path / "q", factory=mixtral)
+
+
+def test_specs_of_fewer_experts_are_refused(tmp_path: Path) -> None:
+    fxquant.save(small("int4dq"), tmp_path / "q")
+    file, key = tmp_path / "q/model.safetensors", f"{EXPERTS}.down_proj_spec"
+    tensors = load_file(file)
+    save_file(tensors | {key: tensors[key][:3].clone()}, file, {"format": "pt"})
+    with pytest.raises(fxquant.errors.StateDictMismatch, match="parts of 4 experts"):
+        fxquant.load(tmp_path / "q", factory=mixtral)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_linear_layer_has_one_spec(rows: int, tmp_path: Path) -> None:
+    fxquant.save(small("int4dq"), tmp_path / "q")
+    file, key = tmp_path / "q/model.safetensors", "model.layers.0.self_attn.q_proj.weight_spec"
+    tensors = load_file(file)
+    assert tensors[key].dim() == 1
+    save_file(tensors | {key: tensors[key].repeat(rows, 1)}, file, {"format": "pt"})
+    with pytest.raises(fxquant.errors.FxQuantError, match="q_proj"):
         fxquant.load(tmp_path / "q", factory=mixtral)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fxquant.numerics import spread
-from fxquant.numerics.panels import steps_of
+from fxquant.numerics.panels import steps_of, stores_steps
+from fxquant.spec import TensorSpec
 from tests.kernels.coded_problems import Coded, coded
 from tests.kernels.cpu_helpers import DTYPES, SECOND_ORDER, assert_within, multiplies_digits
 
@@ -19,9 +20,14 @@ ops = torch.ops.fxquant
 pytestmark = pytest.mark.usefixtures("kernels")
 
 # Full panels, some beside rows alone, rows alone; a block of K and a part of one; several pieces that are spread.
-SIZES = ((64, 256), (128, 1096), (70, 264), (100, 333), (20, 440))
+SIZES = ((64, 256), (128, 1096), (70, 264), (100, 335), (20, 440))
 SPECS = ("int4/group32/stepped", "int3/group8/stepped", "int2/group12/stepped", "int4/group1000/stepped")
 ROWS = (1, 2, 5, 6, 7, 17, 40)  # few, which the planes serve, and more
+
+
+@pytest.mark.parametrize("text", SPECS)
+def test_all_of_these_have_steps(text: str) -> None:
+    assert all(stores_steps(k, TensorSpec.parse(text)) for _, k in SIZES)
 
 
 def as_int8(p: Coded) -> tuple[Tensor, Tensor]:

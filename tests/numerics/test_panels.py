@@ -220,13 +220,17 @@ def test_which_granularities_have_panels(text: str, fits: bool) -> None:
         "int8/block128x128",
         "mxfp4",
         "nvfp4",
+        "int4/group32/stepped",
+        "int4/group128/stepped",
+        "int3/group8/stepped",
+        "int2/group12/stepped",
     ],
 )
 def test_codes_and_granules_take_what_the_format_promises(text: str) -> None:
     spec = TensorSpec.parse(text)
     each = spec.scale_dtype.itemsize
     each += {"symmetric": 0, "affine": 1, "shift": spec.scale_dtype.itemsize}[spec.scheme]
-    for shape in [*NARROW, (1024, 1024)]:
+    for shape in [*NARROW, (64, 204), (64, 353), (1024, 1024), *((128, k) for k in range(160, 600))]:
         granules = torch.Size(granule_shape(*shape, spec)).numel()
         held = torch.Size(panel_shape(*shape, spec)).numel() + granules * each
         promised = spec.nbytes(shape)

@@ -14,10 +14,11 @@ struct Columns {
 
     Columns(const Weight& w, int64_t panel) : first(panel * kPanel), after(w.after) {
         count = w.out_features - first < kPanel ? w.out_features - first : kPanel;
-        scale = w.scale == nullptr ? nullptr : padded(w.scale + first, scale_copy);
         if (w.coded != nullptr) {
             read_steps(*w.coded, panel, scale_copy);
             scale = scale_copy;
+        } else {
+            scale = w.scale == nullptr ? nullptr : padded(w.scale + first, scale_copy);
         }
         bias = w.bias == nullptr ? nullptr : padded(w.bias + first, bias_copy);
     }

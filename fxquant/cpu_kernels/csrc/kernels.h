@@ -84,7 +84,8 @@ constexpr int64_t kWrapSafe = (int64_t{1} << 17) - 1;
 
 struct CodedWeight;
 
-// A packed weight [N, K]. scale: N floats. bias: N floats or null. packed: see int8_layout.
+// A packed weight [N, K]. packed: see int8_layout. scale: N floats. Both are null where `coded` has codes and steps instead; what
+// only finishes a product has no packed, and no scale where the sums are scaled. bias: N floats or null.
 struct Weight {
     const int8_t* packed;
     const float* scale;

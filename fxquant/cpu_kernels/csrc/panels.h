@@ -59,9 +59,12 @@ constexpr bool stores_sums(int64_t in_features) {
     return kParts * (round_up(in_features, kQuad) - in_features + kNumber) <= in_features + kNumber;
 }
 
-// Whether the steps of a weight's rows stand behind its scales: if that costs no more, beside codes and scales of bfloat16.
+// Whether the steps of a weight's rows stand behind its scales: if they and what fills up K cost no more, beside codes and
+// scales of bfloat16.
 constexpr bool stores_steps(int64_t in_features, int64_t bits, int64_t granules) {
-    return kParts * 16 <= in_features * bits + 16 * granules;
+    constexpr int64_t kNumberBits = 16;
+    const int64_t padding = round_up(in_features, kBlock) - in_features;
+    return kParts * (padding * bits + kNumberBits) <= in_features * bits + kNumberBits * granules;
 }
 
 // Bytes of a panel of int8 codes as the products read it: [quads(K), 64, 4].

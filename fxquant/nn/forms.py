@@ -7,6 +7,7 @@ do not depend on the device. Both directions are O(n).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import NamedTuple, overload
 
 import torch
@@ -178,12 +179,9 @@ def resident(stored: Mapping[str, Tensor], form: Form) -> tuple[Tensor | None, .
         codes = _copy(_FXQUANT.unpack_rows(stored["codes"], form.spec, form.columns))
         return pack(QuantizedTensor(spec, codes, _copy(scale), _copy(zero_point), _copy(tensor_scale)), form)
     with one_thread():
-        if form.layout == "panels":
-            scale = _FXQUANT.pack_granules(scale, form.spec, form.rows, form.columns)
-            if zero_point is not None:
-                zero_point = _FXQUANT.pack_granules(zero_point, form.spec, form.rows, form.columns)
-        held = None if zero_point is None else _copy(_as_held(zero_point))
-        return codes, _copy(_as_held(scale)), held, _copy(tensor_scale)
+        own = partial(_granules, form=form) if form.layout == "panels" else _copy
+        held = None if zero_point is None else _as_held(own(zero_point))
+        return codes, _as_held(own(scale)), held, _copy(tensor_scale)
 
 
 def from_storage(stored: Mapping[str, Tensor], spec: TensorSpec, columns: int) -> QuantizedTensor:
@@ -257,6 +255,10 @@ def _copy(t: Tensor | None) -> Tensor | None:
 
 def _text_as_bytes(text: str) -> Tensor:
     return torch.tensor(list(text.encode()), dtype=torch.uint8, device="cpu")  # whatever the default is
+
+
+def _granules(t: Tensor, form: Form) -> Tensor:
+    return _FXQUANT.pack_granules(t, form.spec, form.rows, form.columns)
 
 
 def _as_held(t: Tensor) -> Tensor:

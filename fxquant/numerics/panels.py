@@ -125,9 +125,15 @@ def pack_granules(t: Tensor, spec: TensorSpec, out_features: int, in_features: i
     raw = t.contiguous().view(torch.uint8) if t.dtype.itemsize == 1 else t
     granules, full = granules_along(in_features, spec), out_features // PANEL * PANEL
     rows = raw.expand(out_features, granules)
-    panels = rows[:full].reshape(full // PANEL, PANEL, granules).transpose(1, 2)
-    steps = [steps_of(rows)] if stores_steps(in_features, spec) else []
-    return torch.cat([panels.flatten(), rows[full:].t().flatten(), *steps]).view(t.dtype)
+    sizes = granules * full, granules * (out_features - full), out_features if stores_steps(in_features, spec) else 0
+    packed = raw.new_empty(sum(sizes))
+    panels, rest, steps = packed.split(sizes)
+    by_feature = rows[:full].reshape(full // PANEL, PANEL, granules)
+    panels.view(full // PANEL, granules, PANEL).copy_(by_feature.transpose(1, 2))
+    rest.view(granules, out_features - full).copy_(rows[full:].t())
+    if steps.shape[0]:
+        steps.copy_(steps_of(rows))
+    return packed.view(t.dtype)
 
 
 def unpack_granules(packed: Tensor, spec: TensorSpec, out_features: int, in_features: int) -> Tensor:

@@ -56,6 +56,18 @@ def test_int8_panels_with_their_sums_and_rows_are_the_same(kernels: object, shap
     assert torch.equal(made, packed)
 
 
+@pytest.mark.parametrize("text", ["int8/channel", "int4/channel", "int4/group32/affine/bf16"])
+def test_a_large_weight_is_the_same_in_memory_new_or_used(kernels: object, text: str) -> None:
+    spec, shape = TensorSpec.parse(text), (1024, 4096 + 200)
+    codes = codes_of(spec, shape)
+    rows = numerics.pack_codes_rows(codes, spec)
+    layout = "int8" if text == "int8/channel" else "panels"
+    wanted = numerics.pack_int8(codes) if layout == "int8" else numerics.pack_panels(codes, spec)
+    for _ in range(4):  # whose memory comes from the system, or was another's before
+        assert torch.equal(OPS.packed_of_rows(rows, shape[1], text, layout), wanted)
+        torch.full_like(wanted, 7)
+
+
 @pytest.mark.parametrize("code", [-128, 127])
 def test_sums_of_the_largest_codes_are_exact(kernels: object, code: int) -> None:
     codes = torch.full((64, 5000), code, dtype=torch.int8)

@@ -106,9 +106,9 @@ struct Avx512Vnni : Vectors<16> {
 
     static constexpr int kTurned = 16;  // features at a time
 
-    // line(i): the four quads of feature i. They go to [quads][64][4].
-    template <class Line>
-    static void turn_quads(Line line, uint8_t* to) {
+    // line(i): four words of feature i. put(word j of each feature), j from 0 to 3.
+    template <class Line, class Put>
+    FXQUANT_INLINE void turn_words(Line line, Put put) {
         __m512i four[4];  // feature i of each four, a lane each
         FXQUANT_UNROLL for (int i = 0; i < 4; ++i) {
             four[i] = _mm512_castsi128_si512(bits<__m128i>(line(i)));
@@ -118,10 +118,16 @@ struct Avx512Vnni : Vectors<16> {
         }
         const __m512i low01 = _mm512_unpacklo_epi32(four[0], four[1]), high01 = _mm512_unpackhi_epi32(four[0], four[1]);
         const __m512i low23 = _mm512_unpacklo_epi32(four[2], four[3]), high23 = _mm512_unpackhi_epi32(four[2], four[3]);
-        store(to, _mm512_unpacklo_epi64(low01, low23));
-        store(to + kPanel * kQuad, _mm512_unpackhi_epi64(low01, low23));
-        store(to + 2 * kPanel * kQuad, _mm512_unpacklo_epi64(high01, high23));
-        store(to + 3 * kPanel * kQuad, _mm512_unpackhi_epi64(high01, high23));
+        put(_mm512_unpacklo_epi64(low01, low23));
+        put(_mm512_unpackhi_epi64(low01, low23));
+        put(_mm512_unpacklo_epi64(high01, high23));
+        put(_mm512_unpackhi_epi64(high01, high23));
+    }
+
+    // line(i): the four quads of feature i. They go to [quads][64][4].
+    template <class Line>
+    static void turn_quads(Line line, uint8_t* to) {
+        turn_words(line, [&](__m512i words) { store(std::exchange(to, to + kPanel * kQuad), words); });
     }
 
     // A tile takes so little of each row that no hardware fetches the next ones, and all of x seldom lies in L2: here the pass over

@@ -1,10 +1,11 @@
 // The kernels for CPUs with AVX512-VNNI: avx512vnni.h.
-#include "kernels.h"
+#include "stored.h"
 
 #if defined(__AVX512VNNI__)
 #include <cpuid.h>
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstring>
 #include <type_traits>
 #include <utility>
@@ -34,8 +35,15 @@ namespace {
 #include "coded.h"
 #include "patches.h"
 #include "kernels_of.h"
+#include "turn_words.h"
+#include "lines_to_panel.h"
 
-constexpr Kernels kKernels = kernels_of<Avx512Vnni>("avx512vnni");
+constexpr Kernels with_lines(Kernels k) {
+    k.turn_lines = turn_lines;
+    return k;
+}
+
+constexpr Kernels kKernels = with_lines(kernels_of<Avx512Vnni>("avx512vnni"));
 }  // namespace
 
 const Kernels* avx512vnni_kernels() { return &kKernels; }

@@ -381,6 +381,10 @@ struct Kernels {
     PatchKernels patches;
     uint32_t (*amax)(const void* x, Float type, int64_t n);  // the bits of the largest absolute value; NaN stands on top
     CodedKernels coded;
+    // `lines` cache lines of each of 64 rows of a checkpoint, codes of 4 or 8 bits, into a full panel, on a line's boundary, past the
+    // caches or not. sums: of each feature's signed bytes, added up; or null. Null itself where it is no quicker than stored_rows.cpp.
+    void (*turn_lines)(const uint8_t* rows, int64_t row_bytes, int64_t lines, int64_t bits, uint32_t flips, bool past,
+                       uint8_t* panel, int32_t* sums);
     // The queries query0 <= q < query1 of the heads that share a key head. room: attention_room() of them.
     void (*attention)(const AttentionProblem& problem, int64_t batch, int64_t key_head, int64_t query0, int64_t query1, void* room);
 };

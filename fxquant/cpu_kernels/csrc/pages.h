@@ -6,6 +6,7 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 namespace fxquant {
@@ -22,6 +23,28 @@ inline void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int6
     const uintptr_t first = (start + static_cast<uintptr_t>(kHugePage) - 1) & mask;
     const uintptr_t last = (start + static_cast<uintptr_t>(bytes)) & mask;
     if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
+// Whether the page in the middle of [data, data + bytes) has been written before. The system zeroes one that has not, and by
+// that brings it into the caches.
+inline bool was_written([[maybe_unused]] const void* data, [[maybe_unused]] int64_t bytes) {
+#if defined(__linux__)
+    static const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+    unsigned char there = 1;
+    const uintptr_t middle = reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes) / 2;
+    return mincore(reinterpret_cast<void*>(middle & ~(page - 1)), page, &there) != 0 || (there & 1) != 0;
+#else
+    return true;
+#endif
+}
+
+// Ask for all pages of [data, data + bytes) at once, which takes less than a page fault for each.
+inline void bring_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
+#if defined(__linux__) && defined(MADV_POPULATE_WRITE)
+    static const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+    const uintptr_t first = reinterpret_cast<uintptr_t>(data) & ~(page - 1);
+    madvise(reinterpret_cast<void*>(first), reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes) - first, MADV_POPULATE_WRITE);
 #endif
 }
 

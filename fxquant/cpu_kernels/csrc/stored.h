@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "panels.h"
+#include "kernels.h"
 
 namespace fxquant {
 
@@ -26,8 +26,9 @@ inline StoredWeight stored_weight(int64_t n, int64_t k, int64_t bits, uint8_t fl
     return {k, bits, flip, is_int8, is_int8 ? int8_layout(n, k) : plane_layout(n, k, bits)};
 }
 
-// One panel. rows: of the panel's first feature and those behind it, at any address, row_bytes() apart. packed: the panel.
-void panel_of_rows(const StoredWeight& w, const uint8_t* rows, int64_t panel, uint8_t* packed);
+// One panel. rows: of the panel's first feature and those behind it, at any address, row_bytes() apart. packed: the panel. past:
+// write it past the caches, which pays where they do not hold it.
+void panel_of_rows(const StoredWeight& w, const Kernels& kernels, const uint8_t* rows, int64_t panel, bool past, uint8_t* packed);
 void rows_of_panel(const StoredWeight& w, const uint8_t* packed, int64_t panel, uint8_t* rows);
 
 }  // namespace fxquant

@@ -56,8 +56,16 @@ Tensor packed_of_rows(const Tensor rows, int64_t in_features, const std::string 
     Tensor packed = torch::stable::empty({bytes}, w.is_int8 ? ScalarType::Char : ScalarType::Byte, std::nullopt, rows.device());
     const auto* from = static_cast<const uint8_t*>(held.data_ptr());
     auto* to = static_cast<uint8_t*>(packed.data_ptr());
-    split(panels(sizes[0]), bytes < kSerialBytes, [&](int64_t p, int64_t last) {
-        for (; p < last; ++p) panel_of_rows(w, from + p * kPanel * w.row_bytes(), p, to + w.layout.offset(p));
+    const Kernels& kernels = kernels_for(kChoose);
+    const bool is_small = bytes < kSerialBytes;
+    split(panels(sizes[0]), is_small, [&](int64_t p, int64_t last) {
+        for (; p < last; ++p) {
+            uint8_t* panel = to + w.layout.offset(p);
+            const int64_t panel_bytes = w.layout.offset(p + 1) - w.layout.offset(p);
+            const bool past = !is_small && was_written(panel, panel_bytes);
+            if (!is_small && !past) bring_pages(panel, panel_bytes);
+            panel_of_rows(w, kernels, from + p * kPanel * w.row_bytes(), p, past, panel);
+        }
     });
     return packed;
 }

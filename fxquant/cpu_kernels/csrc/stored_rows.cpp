@@ -6,8 +6,6 @@
 #include <cstring>
 #include <type_traits>
 
-#include "kernels.h"
-
 namespace fxquant {
 namespace {
 #include "vectors.h"
@@ -105,7 +103,7 @@ constexpr bool kByWords = Bits == 4 || Bits == 8;
 
 }  // namespace
 
-void panel_of_rows(const StoredWeight& w, const uint8_t* rows, int64_t panel, uint8_t* packed) {
+void panel_of_rows(const StoredWeight& w, const Kernels& kernels, const uint8_t* rows, int64_t panel, bool past, uint8_t* packed) {
     with_bits(w.bits, [&](auto bits) {
         constexpr int kBits = bits();
         if (!w.layout.is_full(panel)) return flip_rows<kBits>(w, rows, w.layout.features(panel), packed);
@@ -114,7 +112,7 @@ void panel_of_rows(const StoredWeight& w, const uint8_t* rows, int64_t panel, ui
         } else {
             const int64_t filled = w.filled_bytes();
             int32_t sums[kPanel] = {};
-            turn_to_panel<kBits>(w, rows, w.with_sums() ? sums : nullptr, packed);
+            turn_to_panel<kBits>(w, kernels, rows, past, w.with_sums() ? sums : nullptr, packed);
             if (w.with_sums()) std::memcpy(packed + filled * kPanel, sums, sizeof(sums));
         }
     });

@@ -1,6 +1,6 @@
 // Full panels of codes of 8 or 4 bits and the rows of a checkpoint: words of 32 bits, which hold four neighbours along K, or
 // eight, turned from [64 features, words] to [words, 64 features] and back. Included inside an anonymous namespace, after
-// turn.h.
+// turn.h, where stored.h is known.
 
 using Word4 = Lane16<uint32_t>::V;
 
@@ -10,14 +10,14 @@ constexpr int64_t kManyStrips = 8;
 constexpr int64_t kStripAhead = 6 * kStripBytes;  // fetched ahead in each row: there are more rows than the hardware follows
 
 // A word of a panel holds the codes k 0, 4, 1, 5, 2, 6, 3, 7, that of a row 0 to 7.
-template <int Shift>
-inline Word4 exchange_bits(Word4 words, uint32_t mask) {  // the bits of the mask with those so many places above them
-    const Word4 differ = (words >> Shift ^ words) & mask;
+template <int Shift, class V>
+inline V exchange_bits(V words, uint32_t mask) {  // the bits of the mask with those so many places above them
+    const V differ = (words >> Shift ^ words) & mask;
     return words ^ differ ^ differ << Shift;
 }
 
-template <int Bits>
-inline Word4 to_panel(Word4 words, uint32_t flip) {
+template <int Bits, class V>
+inline V to_panel(V words, uint32_t flip) {
     if constexpr (Bits == 4) words = exchange_bits<4>(exchange_bits<8>(words, 0x0000ff00u), 0x00f000f0u);
     return words ^ flip;
 }
@@ -86,12 +86,18 @@ inline uint32_t flips_of(const StoredWeight& w) {
     return (Bits == 4 ? w.flip * 0x11u : w.flip) * 0x01010101u;
 }
 
-// sums: of the signed bytes of each feature, added up; or null.
+// sums: of the signed bytes of each feature, added up; or null. kernels: of this CPU. past: the caches, if they can.
 template <int Bits>
-void turn_to_panel(const StoredWeight& w, const uint8_t* rows, int32_t* sums, uint8_t* to) {
+void turn_to_panel(const StoredWeight& w, const Kernels& kernels, const uint8_t* rows, bool past, int32_t* sums, uint8_t* to) {
     const int64_t row_bytes = w.row_bytes(), filled = w.filled_bytes();
     const auto last = static_cast<uint8_t>(w.in_features * Bits % 8 == 0 ? 0xff : 0x0f);  // the bits of a row's last byte
-    for (int64_t at = 0; at < filled; at += kStripBytes, to += kStripBytes * kPanel) {
+    int64_t at = 0;
+    if (kernels.turn_lines != nullptr && reinterpret_cast<uintptr_t>(to) % kStripBytes == 0) {
+        const int64_t lines = (row_bytes - (last != 0xff)) / kStripBytes;
+        kernels.turn_lines(rows, row_bytes, lines, Bits, flips_of<Bits>(w), past, to, sums);
+        at = lines * kStripBytes;
+    }
+    for (to += at * kPanel; at < filled; at += kStripBytes, to += kStripBytes * kPanel) {
         const int64_t count = std::min(kStripWords, (filled - at) / 4), left = row_bytes - at;
         if (left > kStripBytes || (left == kStripBytes && last == 0xff)) {
             strip_to_panel<Bits>(rows + at, row_bytes, std::min(kStripAhead, left - 1), kStripWords, flips_of<Bits>(w), to);

@@ -8,6 +8,7 @@ of the rounds. Peak memory is RssAnon above its value before, of a process of it
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import shutil
@@ -112,6 +113,7 @@ def loads(theirs: Path, ours: Path, layers: int, rounds: int) -> dict[str, list[
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in acts}
     for number in range(rounds):
         for name in _in_turn(tuple(acts), number):
+            _give_back()
             seconds[name].append(_timed(acts[name]))
     return seconds
 
@@ -127,6 +129,13 @@ def _in_a_process(expression: str) -> Any:
     code = f"{imports}; print(json.dumps({expression}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def _give_back() -> None:
+    """Have malloc give the system what is free: else one of two gets memory that is there, and the other waits for it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # the GNU C library's
+    if trim is not None:
+        trim(0)
 
 
 def _timed(act: Callable[[], object]) -> tuple[float, float]:

@@ -100,6 +100,15 @@ class BoundSet(ParameterSet):
         return self._take((*self._packed, *args))
 
 
+def _below_autograd(run: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+    """Run what is inference: the autograd key of a custom op costs more than a small product.
+
+    So does no_grad, where it has nothing to switch off.
+    """
+    with torch._C._AutoDispatchBelowAutograd(), torch.no_grad() if torch.is_grad_enabled() else _NOTHING:
+        return run(*arguments)
+
+
 Bound = TypeVar("Bound", bound=ParameterSet)
 
 
@@ -200,15 +209,24 @@ class GraphRunner(Runner[BoundSet]):
         No call looks at the weights again. The callable, and nothing else here, keeps them alive.
         """
         bound = self._set_for((*inputs, *held))
-        return lambda *args: self._run(bound, (*args, *held))
+        holes = [object() for _ in inputs]
+        arguments: list[Any] = list(bound.arguments((*holes, *held)))
+        slots = [(slot, i) for slot, a in enumerate(arguments) for i, hole in enumerate(holes) if a is hole]
+
+        def run(*args: Any) -> Any:
+            if self._measure is not None:
+                self._measure_once(bound, (*args, *held))
+            filled = arguments.copy()
+            for slot, position in slots:
+                filled[slot] = args[position]
+            return _below_autograd(bound.run, filled)
+
+        return run
 
     def _run(self, bound: BoundSet, args: Sequence[Any]) -> Any:
         if self._measure is not None:
             self._measure_once(bound, args)
-        # Below autograd: this is inference, and the autograd key of a custom op costs more than a small product. So
-        # does no_grad, where it has nothing to switch off.
-        with torch._C._AutoDispatchBelowAutograd(), torch.no_grad() if torch.is_grad_enabled() else _NOTHING:
-            return bound.run(*bound.arguments(args))
+        return _below_autograd(bound.run, bound.arguments(args))
 
     def _measure_once(self, bound: BoundSet, args: Sequence[Any]) -> None:
         measure, self._measure = self._measure, None

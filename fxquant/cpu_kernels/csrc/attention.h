@@ -90,21 +90,32 @@ private:
         return kept_of<Isa>(p.mask_type, at, count);
     }
 
-    bool look_at_mask(int64_t k0, int64_t count) {
-        bool some = false;
+    // How many keys of a block any row sees.
+    int64_t look_at_mask(int64_t k0, int64_t count) {
+        int64_t end = 0;
         Kept kept = {};
         each_row([&](int64_t row, int64_t query, int64_t head) {
             if (head == head0_ || p.mask.head != 0) kept = kept_of_row(query, head, k0, count);
             kept_[row] = kept;
-            some = some || kept.end > 0;
+            end = kept.end > end ? kept.end : end;
         });
-        return some;
+        return end;
+    }
+
+    static void fetch_rows(const char* rows, int64_t stride, int64_t count, int64_t bytes) {
+        for (int64_t r = 0; r < count; ++r, rows += stride) {
+            for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(rows + line);
+        }
     }
 
     void block(int64_t k0, int64_t count) {
-        if (!look_at_mask(k0, count)) return;
+        const int64_t seen = look_at_mask(k0, count), whole = round_up(seen, kPad);
+        if (seen == 0) return;
+        if (whole < count) count = whole;
         const int64_t size = size_of(p.type);
         const char *keys = key_data_ + k0 * p.key.row * size, *values = value_data_ + k0 * p.value.row * size;
+        fetch_rows(keys, p.key.row * size, count, p.width * size);
+        fetch_rows(values, p.value.row * size, seen, p.value_width * size);
         const auto* value = reinterpret_cast<const float*>(values);
         int64_t stride = p.value.row;
         if constexpr (Pairs) {

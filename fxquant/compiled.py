@@ -159,8 +159,9 @@ def compile(
     and reports on the whole model.
 
     `freezing` is for inference of a model that nobody changes after its first call: weights, buffers, attributes and
-    modes are taken as they are then, and no call looks at them again. The inputs are checked as ever. The model has to
-    be one graph, and all that it reads to stay where it is.
+    modes, and the globals that its code reads, are taken as they are then, and no call looks at them again. The inputs
+    and torch's state (autocast, gradients) are checked as ever. The model has to be one graph, and all that it reads to
+    stay where it is.
 
     Raises:
         NotAModule: `model` is a function, say.

@@ -21,6 +21,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated"),  # at the import of torch._inductor
 ]
 
+SHIFT = 0.0
 X = torch.randn(5, 64, generator=torch.Generator().manual_seed(3))
 
 
@@ -35,7 +36,7 @@ class Stepper(nn.Module):
         self.twice = False
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        y = self.linear(x) + self.offset + memory
+        y = self.linear(x) + self.offset + memory + SHIFT
         memory.add_(1)
         self.own[0].add_(1)
         return 2 * y + self.own[0] if self.twice else y + self.own[0]
@@ -61,7 +62,7 @@ def test_the_bits_are_those_without(executor: str) -> None:
 
 
 @torch.no_grad()
-def test_nothing_looks_at_the_model_again() -> None:
+def test_nothing_looks_at_the_model_again(monkeypatch: pytest.MonkeyPatch) -> None:
     model = stepper()
     fast = fxquant.compile(model, "int8dq", executor="eager", freezing=True)
     memory = torch.zeros(64)
@@ -69,6 +70,7 @@ def test_nothing_looks_at_the_model_again() -> None:
     model.linear.weight.mul_(2)
     model.linear.weight = nn.Parameter(torch.zeros(64, 64))
     model.twice = True
+    monkeypatch.setitem(globals(), "SHIFT", 100.0)
     after = fast(X, memory) - memory - model.own[0]
     torch.testing.assert_close(after, before)
 
@@ -80,6 +82,18 @@ def test_inputs_are_looked_at() -> None:
     first = fast(X, torch.zeros(64))
     torch.testing.assert_close(fast(X, other), first + 8)  # another memory, and the model's own has counted on
     assert fast(torch.zeros(3, 64), other).shape == (3, 64)
+
+
+@torch.no_grad()
+def test_autocast_is_looked_at() -> None:
+    outputs = []
+    for freezing in (False, True):
+        fast = fxquant.compile(stepper(), "int8dq", executor="eager", freezing=freezing)
+        fast(X, torch.zeros(64))
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs.append(fast(X, torch.zeros(64)))
+    assert torch.equal(*outputs)
+    assert not torch.equal(outputs[1], fast(X, torch.zeros(64)) - 1), "autocast rounds x here"
 
 
 @torch.no_grad()

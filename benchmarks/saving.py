@@ -132,7 +132,7 @@ def _in_a_process(expression: str) -> Any:
 
 
 def _give_back() -> None:
-    """Have malloc give the system what is free: else one of two gets memory that is there, and the other waits for it."""
+    """Have malloc give the system what is free: else one of two gets memory that is there, and the other new pages."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # the GNU C library's
     if trim is not None:
         trim(0)
